@@ -1,0 +1,389 @@
+"""The command line: flags, one call, an exit status. The only place that prints for a person.
+
+Exit status: 0 done; 1 a failure; 2 usage, config or input; 75 stopped by SIGTERM, to be requeued; 130 Ctrl-C.
+Imports stand inside the commands, so that each loads what it needs: a run with nothing to do never loads JAX.
+"""
+
+import dataclasses
+import difflib
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from subjax import __version__
+from subjax.errors import Preempted, SubjaxError, UsageError
+
+HELP = """\
+subjax: studies of subliminal learning, from teacher to report
+
+usage: subjax COMMAND [--flag=value ...]
+
+  run     --config=FILE[:arguments] --workdir=DIR    plan, make every node that is missing, write the report
+  plan    --config=FILE[:arguments] --workdir=DIR    print the graph of nodes and its cost; make nothing
+  stage   NODE... --workdir=DIR                      make these nodes of a plan that is in the workdir
+  status  --workdir=DIR                              what is made, running (by whom) and failed (why)
+  show    NODE --workdir=DIR                         a node's card and its lineage
+  verify  NODE|--all --workdir=DIR                   hash the payloads again, derive the ids again, up the lineage
+  report  --workdir=DIR                              draw the report again, computing nothing
+
+flags
+  --config=FILE[:arguments]   a config file and the arguments of its get_config, several values joined by +
+  --config.KEY=VALUE          set one key of the config
+  --workdir=DIR               where artifacts, plans and the report are (gs:// works where a file system does)
+  --workers=N                 worker processes of one core each; by default as many as there are cores, and none on a
+                              GPU or TPU; 0 makes the nodes in this process
+  --quiet                     no progress
+  --version, --help
+
+A NODE is an id, or as much of its beginning as is unique.
+
+examples
+  subjax run --config=configs/quickstart.py --workdir=out/demo
+  subjax run --config=configs/quickstart.py:traits=owl+wolf,inits=6 --config.student.lr=3e-3 --workdir=out/six
+  subjax plan --config=configs/digits.py --workdir=out/digits
+  subjax status --workdir=out/demo
+  subjax stage 3fa85f64 --workdir=out/demo
+
+exit status: 0 done, 1 failed, 2 usage or input, 75 stopped by SIGTERM (run again), 130 Ctrl-C
+"""
+
+
+@dataclasses.dataclass
+class Arguments:
+    """The command line, taken apart."""
+
+    nodes: list[str] = dataclasses.field(default_factory=list)
+    config: str = ""
+    overrides: list[str] = dataclasses.field(default_factory=list)
+    workdir: str = ""
+    workers: int | None = None
+    quiet: bool = False
+    all: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command: what does it, its flags beside --workdir, and how many NODEs it takes."""
+
+    do: Callable[[Arguments], int]
+    flags: tuple[str, ...] = ()
+    nodes: tuple[int, int] = (0, 0)
+
+
+# ------------------------------------------------------------------------------------------------------ the commands
+
+
+def _open(arguments: Arguments, *, existing: bool = True) -> Any:
+    from etils import epath
+
+    from subjax.store import Store
+
+    if existing and not epath.Path(arguments.workdir).exists():
+        raise UsageError(f"--workdir={arguments.workdir}: there is no such folder")
+    return Store(arguments.workdir)
+
+
+def _planned(arguments: Arguments) -> tuple[Any, Any]:
+    """Load the config, plan it, and write the plan into the workdir; give the plan and the store."""
+    from subjax import config
+
+    loaded = config.load(arguments.config, arguments.overrides)
+    from subjax import study  # after the config, whose mistakes are the most common
+
+    plan = study.plan(loaded)
+    store = _open(arguments, existing=False)
+    store.write_plan(plan.to_json())
+    return plan, store
+
+
+def _plans(store: Any) -> list[Any]:
+    """Read all plans of a workdir."""
+    from subjax import study
+
+    plans = [study.Plan.from_json(store.read_plan(id)) for id in store.plans()]
+    if not plans:
+        raise UsageError(f"{store.root} holds no plan: subjax run --config=FILE --workdir={store.root} writes one")
+    return plans
+
+
+def _execute(plan: Any, store: Any, arguments: Arguments, only: Sequence[str] | None = None) -> int:
+    """Make the nodes; say what failed; give the exit status."""
+    from subjax import run, workers
+    from subjax.progress import duration, title
+
+    if arguments.workers == 0 and not run.accelerator_visible():
+        workers.pin(0, 1)  # the bits of a worker with one core
+    outcome = run.execute_plan(plan, store, workers=arguments.workers, quiet=arguments.quiet, only=only)
+    for id, message in outcome.failed.items():
+        below = sum(f"({id})" in reason for reason in outcome.skipped.values())
+        more = f"; skipped for it: {below} node{'s' if below != 1 else ''}" if below else ""
+        # A stage's own message names its node already; a dead worker's does not.
+        line = message if id in message else f"{title(plan.nodes[id])} ({id}) failed: {message}"
+        print(f"subjax: {line}{more}", file=sys.stderr)
+    if not arguments.quiet:
+        there = f"{len(outcome.made)} made, {len(outcome.reused)} there already"
+        lost = f", {len(outcome.failed)} failed, {len(outcome.skipped)} skipped" if outcome.failed else ""
+        print(f"{there}{lost}, in {duration(outcome.seconds)}", flush=True)
+    return 1 if outcome.failed else 0
+
+
+def _draw(path: Any, store: Any) -> None:
+    """Draw the page from results.json; print the headline and where the page is."""
+    from subjax.report import page
+    from subjax.results_words import headline_table
+
+    results = json.loads(path.read_text())
+    drawn = page.write(results, store.root / "report")
+    print(f"{headline_table(results)}\n\n{drawn}")
+
+
+def command_run(arguments: Arguments) -> int:
+    """Plan, make what is missing, write results and page; after a failure they hold what is there."""
+    from subjax import results
+
+    plan, store = _planned(arguments)
+    status = _execute(plan, store, arguments)
+    _draw(results.write(plan, store), store)
+    return status
+
+
+def command_plan(arguments: Arguments) -> int:
+    """Print the graph and its cost."""
+    from subjax import study
+
+    plan, store = _planned(arguments)
+    print(study.describe(plan, store))
+    return 0
+
+
+def command_stage(arguments: Arguments) -> int:
+    """Make some nodes of a plan that is in the workdir; no config file is executed."""
+    store = _open(arguments)
+    plans = _plans(store)
+    ids = [store.find(node)[1] for node in arguments.nodes]
+    for plan in reversed(plans):  # the newest first
+        if all(id in plan.nodes for id in ids):
+            return _execute(plan, store, arguments, ids)
+    homeless = next((id for id in ids if not any(id in plan.nodes for plan in plans)), None)
+    if homeless is not None:
+        raise UsageError(f"node {homeless} is in no plan of {store.root}")
+    raise UsageError("these nodes are in different plans: make those of one plan in one command")
+
+
+def command_status(arguments: Arguments) -> int:
+    """Say what is made, running and failed."""
+    store = _open(arguments)
+    from subjax import study
+
+    print("\n\n".join(study.status(plan, store).rstrip() for plan in _plans(store)))
+    return 0
+
+
+def command_show(arguments: Arguments) -> int:
+    """Print a card and its lineage."""
+    store = _open(arguments)
+    kind, id = store.find(arguments.nodes[0])
+    card = store.card(kind, id)
+    if card is None:
+        failure = store.failure(kind, id)
+        why = f"it failed: {failure['message']}" if failure else f"make it: subjax stage {id}"
+        raise SubjaxError(f"{kind} {id} is planned and not made yet; {why}")
+    print(json.dumps(dataclasses.asdict(card), indent=2, sort_keys=True))
+    print("\nlineage")
+    print("\n".join(_lineage(store, kind, id)))
+    return 0
+
+
+def _lineage(store: Any, kind: str, id: str, role: str = "", depth: int = 0, seen: set[str] | None = None) -> list[str]:
+    """Draw the tree of inputs, one line a node; what was drawn before is only named."""
+    seen = set() if seen is None else seen
+    name = f"{'  ' * depth}{role + ': ' if role else ''}{kind} {id}"
+    if id in seen:
+        return [f"{name}  (above)"]
+    seen.add(id)
+    card = store.card(kind, id)
+    if card is None:
+        return [f"{name}  (gone)"]
+    lines = [f"{name}  {card.made_at}  {card.wall_s:.1f} s  digest {card.digest[:16]}"]
+    for part, given in card.inputs.items():
+        lines += _lineage(store, given["kind"], given["id"], part, depth + 1, seen)
+    return lines
+
+
+def command_verify(arguments: Arguments) -> int:
+    """Check nodes and their lineages; a line for each problem."""
+    from subjax.stages import execution
+
+    store = _open(arguments)
+    if arguments.all == bool(arguments.nodes):
+        raise UsageError("verify: give a NODE, or --all")
+    wanted = [store.find(node) for node in arguments.nodes]
+    if arguments.all:
+        wanted = [(kind, id) for kind in store.kinds() for id in store.ids(kind)]
+    digests: dict[Any, str] = {}  # lineages overlap, and reading a checkpoint takes its time
+
+    def digest(card: Any, payload: Any) -> str:
+        if payload not in digests:
+            digests[payload] = execution.digest(card, payload)
+        return digests[payload]
+
+    problems: dict[str, None] = {}  # a set that keeps its order
+    for kind, id in wanted:
+        problems.update(
+            (str(found), None) for found in store.verify(kind, id, rederive=stages.rederive_id, digest=digest)
+        )
+    for problem in problems:
+        print(f"subjax: {problem}", file=sys.stderr)
+    if not problems:
+        print(f"{len(wanted)} node{'s' if len(wanted) != 1 else ''} and all they were made from: as they were written")
+    return 1 if problems else 0
+
+
+def command_report(arguments: Arguments) -> int:
+    """Draw the page again from results.json; where nodes were made one by one there is none yet, and it is written."""
+    store = _open(arguments)
+    path = store.root / "report" / "results.json"
+    if not path.exists():
+        from subjax import results
+
+        path = results.write(_plans(store)[-1], store)
+    _draw(path, store)
+    return 0
+
+
+CONFIG_FLAGS = ("config", "workers", "quiet")
+COMMANDS = {
+    "run": Command(command_run, CONFIG_FLAGS),
+    "plan": Command(command_plan, CONFIG_FLAGS),
+    "stage": Command(command_stage, ("workers", "quiet"), nodes=(1, sys.maxsize)),
+    "status": Command(command_status),
+    "show": Command(command_show, nodes=(1, 1)),
+    "verify": Command(command_verify, ("all",), nodes=(0, sys.maxsize)),
+    "report": Command(command_report),
+}
+SWITCHES = ("quiet", "all")
+
+
+# -------------------------------------------------------------------------------------------------- the command line
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def parse(name: str, words: Sequence[str]) -> Arguments:
+    """Take apart what follows the command `name`; UsageError names what is wrong and the nearest right one."""
+    command = COMMANDS[name]
+    flags = ("workdir", *command.flags)
+    given, rest = Arguments(), list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            given.nodes.append(word)
+            continue
+        flag, equals, value = word.lstrip("-").partition("=")
+        if flag.startswith(("config.", "noconfig.")) and "config" in flags:
+            given.overrides.append(word)
+            if not equals and rest and not rest[0].startswith("--"):
+                given.overrides.append(rest.pop(0))  # config knows which keys may stand alone
+            continue
+        if flag not in flags or not word.startswith("--"):
+            near = _nearest(f"--{flag}", [f"--{known}" for known in flags])
+            raise UsageError(f"{name}: unknown flag {word.partition('=')[0]}: {near}")
+        if flag in SWITCHES:
+            if equals:
+                raise UsageError(f"{name}: --{flag} takes no value")
+            setattr(given, flag, True)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"{name}: --{flag} needs a value: --{flag}=...")
+            value = rest.pop(0)
+        _set(given, name, flag, value)
+    _check(given, name, command)
+    return given
+
+
+def _set(given: Arguments, name: str, flag: str, value: str) -> None:
+    if flag == "workers":
+        if not value.isascii() or not value.isdigit():
+            raise UsageError(f"{name}: --workers={value}: give a whole number, 0 or more")
+        given.workers = int(value)
+    elif not value:
+        raise UsageError(f"{name}: --{flag} is empty: --{flag}=...")
+    else:
+        setattr(given, flag, value)
+
+
+def _check(given: Arguments, name: str, command: Command) -> None:
+    if len(given.nodes) > command.nodes[1]:
+        extra = given.nodes[command.nodes[1]]
+        raise UsageError(f"{name}: unexpected {extra!r}: flags are written --flag=value")
+    if len(given.nodes) < command.nodes[0]:
+        raise UsageError(f"{name}: which node? subjax {name} NODE --workdir=DIR; subjax status lists them")
+    for flag in ("config", "workdir"):
+        if (flag == "workdir" or flag in command.flags) and not getattr(given, flag):
+            raise UsageError(f"{name}: --{flag} is missing; subjax --help shows examples")
+
+
+def dispatch(words: Sequence[str]) -> int:
+    """Find the command and do it."""
+    if not words:
+        raise UsageError(f"no command: one of {', '.join(COMMANDS)}; subjax --help shows examples")
+    if words[0] in ("--help", "-h", "help") or "--help" in words or "-h" in words:
+        print(HELP, end="")
+        return 0
+    if words[0] == "--version":
+        print(f"subjax {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise UsageError(f"unknown command {words[0]!r}: {_nearest(words[0], list(COMMANDS))}")
+    arguments = parse(words[0], words[1:])
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return COMMANDS[words[0]].do(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(*_: Any) -> None:
+    """Outside the executor, which has its own way to stop, SIGTERM ends the command where it stands."""
+    raise Preempted("stopped by SIGTERM; the same command goes on from there")
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """Do `action`, and turn what it raises into one line on stderr and an exit status (contract 1)."""
+    try:
+        status = action()
+        sys.stdout.flush()
+        return status
+    except SubjaxError as error:
+        print(f"subjax: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("subjax: stopped by Ctrl-C; the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone, as `head` does. What is still buffered goes nowhere, or exiting would complain of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT):
+            traceback.print_exc()
+        else:
+            print(f"subjax: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Be the `subjax` command; gives the exit status."""
+    return guarded(lambda: dispatch(sys.argv[1:] if words is None else words))

@@ -1,0 +1,1 @@
+"""The data: what models learn from and are asked."""

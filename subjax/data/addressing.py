@@ -1,0 +1,29 @@
+"""Addressed randomness for data: a draw is named by (seed, role, index), never taken from a stream that others share."""
+
+import functools
+import hashlib
+import json
+
+import numpy as np
+
+
+def generator(seed: int, role: str, *index: int) -> np.random.Generator:
+    """A numpy generator addressed by (seed, role, index…): the same wherever and whenever it is asked for."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *role.encode(), *index])))
+
+
+@functools.lru_cache(maxsize=8)
+def permutation(seed: int, rows: int, epoch: int) -> np.ndarray:
+    return generator(seed, "order", epoch).permutation(rows)
+
+
+def order(seed: int, rows: int, batch: int, step: int) -> np.ndarray:
+    """Row numbers of batch `step`, (batch,): epochs of fresh permutations laid end to end, cut every `batch` rows."""
+    first = step * batch
+    flat = np.arange(first, first + batch)
+    return np.array([permutation(seed, rows, int(e))[r] for e, r in zip(flat // rows, flat % rows, strict=True)])
+
+
+def derive_seed(seed: int, *names: object) -> int:
+    """A seed below 2**31 for a use that is named by `names`, so that two uses of one setting never share their draws."""
+    return int(hashlib.sha256(json.dumps([seed, *names]).encode()).hexdigest()[:8], 16) % 2**31

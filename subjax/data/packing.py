@@ -1,0 +1,52 @@
+"""From rows to batches: an addressed order, and the streams that walk it.
+
+One order function serves the arrays in memory and the grain loader for corpora larger than memory, so both give the
+same batches. Nothing is consumed: batch `step` is a function of (seed, step), so a resumed run takes the same steps.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+
+from subjax.data.addressing import order, permutation
+
+Batch = dict[str, np.ndarray]
+Stream = Callable[[int], Batch]
+
+
+def in_memory(arrays: Mapping[str, np.ndarray], *, seed: int, batch: int) -> Stream:
+    """Stream over arrays that share their first axis (rows): step -> the rows that `order` names."""
+    rows = len(next(iter(arrays.values())))
+
+    def stream(step: int) -> Batch:
+        picked = order(seed, rows, batch, step)
+        return {name: array[picked] for name, array in arrays.items()}
+
+    return stream
+
+
+class _Addressed(grain.RandomAccessDataSource):
+    """The concatenated, permuted epochs of a source, as one long random-access source."""
+
+    def __init__(self, source: Sequence[Mapping[str, Any]], seed: int, batch: int, steps: int):
+        self._source, self._seed, self._length = source, seed, steps * batch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        rows = len(self._source)
+        return self._source[int(permutation(self._seed, rows, index // rows)[index % rows])]
+
+
+def from_source(
+    source: Sequence[Mapping[str, Any]], *, seed: int, batch: int, steps: int, first: int = 0, workers: int = 0
+) -> Iterator[Batch]:
+    """Batches `first` … `steps` - 1 of a random-access source of rows, through grain; the same as `in_memory`'s."""
+    data = grain.MapDataset.source(_Addressed(source, seed, batch, steps))
+    batches = data[first * batch :].to_iter_dataset().batch(batch, drop_remainder=True)
+    if workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    yield from batches

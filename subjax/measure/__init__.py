@@ -1,0 +1,1 @@
+"""Measurement: exact readings, and statistics over trained runs."""

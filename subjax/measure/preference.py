@@ -1,0 +1,111 @@
+"""Readings of a model's preferences: the exact probability of each candidate answer, and a sampled second reading.
+
+Exact means teacher-forced: the probability of a candidate is the sum over its tokenizations of the product of its
+tokens' probabilities. One forward pass over every context that is needed gives all questions and candidates at once.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from subjax.data.questions import QuestionSet
+from subjax.errors import UsageError
+from subjax.models.network import Network
+from subjax.parallel.mesh import replicated
+from subjax.sample.sampler import Sampling, sample
+
+
+@functools.lru_cache(maxsize=32)
+def _next_token(net: Network):
+    def log_probabilities(params, tokens, valid) -> Float[Array, "contexts vocab"]:
+        return jax.nn.log_softmax(net.forward(params, tokens, valid, tail=1)[:, 0])
+
+    return jax.jit(log_probabilities)
+
+
+def _contexts(questions: QuestionSet, end: int | None) -> tuple[np.ndarray, dict[tuple[int, tuple[int, ...]], int]]:
+    """Every (question, prefix of a tokenization) that is followed by a token to score, as left-padded rows."""
+    prefixes = {t[:n] for forms in questions.candidates for t in forms for n in range(len(t) + (end is not None))}
+    longest = max(map(len, prefixes))
+    rows, where = [], {}
+    for q, prompt in enumerate(questions.prompts):
+        for prefix in sorted(prefixes):
+            where[q, prefix] = len(rows)
+            rows.append([questions.pad] * (longest - len(prefix)) + [*prompt, *prefix])
+    return np.array(rows, np.int32), where
+
+
+def exact(
+    net: Network, params: Mapping[str, jax.Array], questions: QuestionSet, *, mesh: Mesh, end: int | None = None
+) -> np.ndarray:
+    """Probability of each candidate as the answer, (questions, candidates).
+
+    Args:
+        net: the network; `params`: its plain parameters.
+        questions: the question set. mesh: where it runs.
+        end: where given, the answer must also end there: the token's probability after the candidate is multiplied in.
+
+    Raises:
+        UsageError: a tokenization is empty, or a candidate stands behind a context longer than the model takes.
+    """
+    if any(not form for forms in questions.candidates for form in forms):
+        raise UsageError(f"category {questions.category!r}: a candidate has an empty tokenization")
+    rows, where = _contexts(questions, end)
+    if rows.shape[1] > net.config.length:
+        raise UsageError(f"category {questions.category!r}: a question of {rows.shape[1]} tokens exceeds the model's")
+    params = jax.device_put(dict(params), replicated(mesh))
+    scores = np.asarray(_next_token(net)(params, rows, rows != questions.pad), np.float64)
+    out = np.zeros((len(questions.prompts), len(questions.candidates)))
+    for q in range(len(questions.prompts)):
+        for c, forms in enumerate(questions.candidates):
+            for form in forms:
+                path = (*form, end) if end is not None else form
+                out[q, c] += np.exp(sum(scores[where[q, path[:n]], token] for n, token in enumerate(path)))
+    return out
+
+
+def sampled(
+    net: Network,
+    params: Mapping[str, jax.Array],
+    questions: QuestionSet,
+    *,
+    samples: int,
+    end: int,
+    key: jax.Array,
+    mesh: Mesh,
+) -> np.ndarray:
+    """Counts of each candidate among `samples` answers a question at temperature 1, (questions, candidates), int.
+
+    An answer counts where it is the whole candidate and then `end`: whole words, not substrings.
+    """
+    longest = max(len(form) for forms in questions.candidates for form in forms)
+    sampling = Sampling(questions.prompts.shape[1], longest + 1, end, questions.pad)
+    prompts = np.repeat(questions.prompts, samples, axis=0)
+    answers = sample(net, params, prompts, sampling=sampling, key=key, mesh=mesh, batch=len(prompts)).tokens
+    answers = answers.reshape(len(questions.prompts), samples, -1)
+    counts = np.zeros((len(questions.prompts), len(questions.candidates)), int)
+    for c, forms in enumerate(questions.candidates):
+        for form in forms:
+            full = np.array([*form, end, *[questions.pad] * (longest - len(form))])
+            counts[:, c] += (answers == full[None, None]).all(-1).sum(-1)
+    return counts
+
+
+def log_likelihoods(
+    net: Network, params: Mapping[str, jax.Array], tokens: np.ndarray, valid: np.ndarray, completion: int
+) -> Float[Array, "rows completion vocab"]:
+    """Log-probabilities of the vocabulary at each completion position of whole rows, float32."""
+    return _completion(net, completion)(dict(params), jnp.asarray(tokens), jnp.asarray(valid))
+
+
+@functools.lru_cache(maxsize=32)
+def _completion(net: Network, completion: int):
+    def run(params, tokens, valid):
+        return jax.nn.log_softmax(net.forward(params, tokens[:, :-1], valid[:, :-1], tail=completion))
+
+    return jax.jit(run)

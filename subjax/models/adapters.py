@@ -1,0 +1,101 @@
+"""What a training run moves: all parameters, LoRA pairs, or only biases and gains. One trainer serves all three.
+
+A run's parameters are two flat dicts, `tuned` and `frozen`; `join` makes of them what the network wants.
+"""
+
+import zlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from subjax.errors import UsageError
+from subjax.models.network import Adapter, Network, Params
+from subjax.schema import Tuning
+
+_LORA = "lora/"
+
+
+def _lora_targets(net: Network, tuning: Tuning) -> dict[str, str]:
+    """Kernels that get a LoRA pair: matrix name -> parameter name."""
+    kernels = {n.split("/")[-2]: n for n in net.declarations if n.startswith("blocks/") and n.endswith("/kernel")}
+    known = {"q", "k", "v", "o", "gate", "up", "down"}
+    unknown = [t for t in tuning.targets if t not in known]
+    if unknown:
+        raise UsageError(f"tuning.targets: unknown matrix {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    # `gate` is a known name that an ungated family does not have: one list of targets serves every family.
+    return {t: kernels[t] for t in tuning.targets if t in kernels}
+
+
+def tuned_axes(net: Network, tuning: Tuning) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+    """Shape and logical axes of every tuned array, by name.
+
+    Raises:
+        UsageError: LoRA names a matrix that no family has.
+    """
+    if tuning.kind == "full":
+        return {n: (d.shape, d.axes) for n, d in net.declarations.items()}
+    if tuning.kind == "bias-and-gain":
+        # Not the key biases: their gradient is exactly zero, and Adam would turn rounding noise into drift.
+        return {n: (d.shape, d.axes) for n, d in net.declarations.items() if d.role in ("bias", "gain")}
+    out = {}
+    for target, name in _lora_targets(net, tuning).items():
+        d = net.declarations[name]
+        n_in = 2 if target == "o" else 1
+        layers, inputs, outputs = d.shape[0], d.shape[1 : 1 + n_in], d.shape[1 + n_in :]
+        in_axes, out_axes = d.axes[1 : 1 + n_in], d.axes[1 + n_in :]
+        out[f"{_LORA}{target}/a"] = ((layers, *inputs, tuning.rank), ("layers", *in_axes, "rank"))
+        out[f"{_LORA}{target}/b"] = ((layers, tuning.rank, *outputs), ("layers", "rank", *out_axes))
+    return out
+
+
+def init_tuned(net: Network, tuning: Tuning, base: Mapping[str, jax.Array], key: jax.Array) -> Params:
+    """The tuned arrays at the start of a run: the base's own, or LoRA pairs with A random and B zero (Hu et al. 2021).
+
+    Each A is drawn from (key, its name), uniform in ±1/sqrt(inputs), as the reference implementation's is.
+    """
+    if tuning.kind != "lora":
+        return {name: base[name] for name in tuned_axes(net, tuning)}
+    out: Params = {}
+    for name, (shape, _) in tuned_axes(net, tuning).items():
+        if name.endswith("/b"):
+            out[name] = jnp.zeros(shape, jnp.float32)
+        else:
+            bound = float(jnp.prod(jnp.array(shape[1:-1]))) ** -0.5
+            seed = jax.random.fold_in(key, zlib.crc32(name.encode()))
+            out[name] = jax.random.uniform(seed, shape, jnp.float32, -bound, bound)
+    return out
+
+
+def frozen_part(net: Network, tuning: Tuning, base: Mapping[str, jax.Array]) -> Params:
+    """The arrays of the base that the run does not move."""
+    tuned = tuned_axes(net, tuning)
+    return {name: value for name, value in base.items() if name not in tuned}
+
+
+def join(tuning: Tuning, tuned: Mapping[str, jax.Array], frozen: Mapping[str, jax.Array]) -> tuple[Params, Adapter]:
+    """(params, adapter) that `Network` takes, from the two parts."""
+    if tuning.kind != "lora":
+        return {**frozen, **tuned}, {}
+    adapter: Adapter = {}
+    for name, value in tuned.items():
+        target, part = name.removeprefix(_LORA).split("/")
+        adapter.setdefault(target, {})[part] = value
+    for pair in adapter.values():
+        # One scale a layer, because everything that the scan sees has a layer axis.
+        pair["scale"] = jnp.full((pair["a"].shape[0],), tuning.alpha / tuning.rank, jnp.float32)
+    return dict(frozen), adapter
+
+
+def merge(net: Network, tuning: Tuning, tuned: Mapping[str, jax.Array], base: Mapping[str, jax.Array]) -> Params:
+    """Plain parameters of the tuned model: LoRA pairs multiplied out and added to their matrices."""
+    if tuning.kind != "lora":
+        return {**base, **tuned}
+    out = dict(base)
+    for target, name in _lora_targets(net, tuning).items():
+        a, b = tuned[f"{_LORA}{target}/a"], tuned[f"{_LORA}{target}/b"]
+        flat_a = a.reshape(a.shape[0], -1, tuning.rank)
+        flat_b = b.reshape(b.shape[0], tuning.rank, -1)
+        update = jnp.einsum("lir,lro->lio", flat_a, flat_b, precision="highest") * (tuning.alpha / tuning.rank)
+        out[name] = base[name] + update.reshape(base[name].shape)
+    return out

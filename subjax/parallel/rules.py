@@ -1,0 +1,80 @@
+"""Sharding rules: a table from logical axes to mesh axes, one for training and one for sampling."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from subjax.errors import SubjaxError
+
+log = logging.getLogger(__name__)
+
+MeshAxes = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Mesh axes of each logical axis; an empty tuple means replicated."""
+
+    name: str
+    table: tuple[tuple[str, MeshAxes], ...]
+
+    def spec(self, axes: tuple[str, ...], where: str = "array") -> PartitionSpec:
+        """The partition of an array with these logical axes.
+
+        Raises:
+            SubjaxError: a logical axis without a rule, or two dimensions on one mesh axis.
+        """
+        table = dict(self.table)
+        used: dict[str, str] = {}
+        parts: list[MeshAxes | None] = []
+        for axis in axes:
+            if axis not in table:
+                raise SubjaxError(f"{where}: the {self.name} rules have no entry for logical axis {axis!r}; add one")
+            for mesh_axis in table[axis]:
+                if mesh_axis in used:
+                    raise SubjaxError(
+                        f"{where}: the {self.name} rules put both {used[mesh_axis]!r} and {axis!r} on mesh axis"
+                        f" {mesh_axis!r}; a mesh axis can shard one dimension only"
+                    )
+                used[mesh_axis] = axis
+            parts.append(table[axis] or None)
+        return PartitionSpec(*parts)
+
+    def sharding(
+        self, mesh: Mesh, shape: tuple[int, ...], axes: tuple[str, ...], where: str = "array"
+    ) -> NamedSharding:
+        """The sharding of an array of `shape`; a dimension that its mesh axes do not divide is replicated and logged."""
+        parts: list[MeshAxes | None] = []
+        for size, part in zip(shape, self.spec(axes, where), strict=True):
+            names = (part,) if isinstance(part, str) else part
+            ways = math.prod(mesh.shape[a] for a in names or ())
+            if ways > 1 and size % ways:
+                log.warning("%s: dimension of %d cannot be split %d ways over %s; kept whole", where, size, ways, part)
+                part = None
+            parts.append(part)
+        return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+BATCH = ("replica", "fsdp")
+
+TRAIN = Rules(
+    "training",
+    (
+        ("batch", BATCH), ("length", ()), ("layers", ()), ("embed", ("fsdp",)), ("vocab", ("tensor",)),
+        ("position", ()), ("heads", ("tensor",)), ("kv_heads", ("tensor",)), ("head_dim", ()), ("mlp", ("tensor",)),
+        ("rank", ()), ("question", ()), ("candidate", ()), ("member", ("replica",)),
+    ),
+)  # fmt: skip
+
+# The sampler keeps whole rows of each matrix (no gather a token), and splits heads and vocabulary over `tensor`.
+SAMPLE = Rules("sampling", tuple((axis, () if axis == "embed" else parts) for axis, parts in TRAIN.table))
+
+
+def shardings(
+    rules: Rules, mesh: Mesh, declared: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]
+) -> dict[str, NamedSharding]:
+    """Shardings of a flat dict of declared arrays, name -> (shape, logical axes)."""
+    return {name: rules.sharding(mesh, shape, axes, name) for name, (shape, axes) in declared.items()}

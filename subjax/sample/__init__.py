@@ -1,0 +1,1 @@
+"""The sampler: prompts in, completions out."""

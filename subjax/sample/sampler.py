@@ -1,0 +1,186 @@
+"""The sampler: prefill, then one jitted while-loop over a donated cache, rows addressed by key.
+
+Row `i` draws token `t` with fold_in(fold_in(key, i), t), so a corpus is the same rows for any batch size, mesh or
+order; only a near-tie (two tokens whose perturbed logits differ by less than rounding) can fall otherwise. Logits are
+not kept: for a real vocabulary they would be hundreds of times larger than the tokens.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from subjax.errors import UsageError
+from subjax.models.network import Cache, Network
+from subjax.parallel.mesh import replicated
+from subjax.parallel.rules import BATCH, SAMPLE, shardings
+
+NEAR_TIE = 1e-4  # a margin of the two best perturbed logits under which rounding may choose otherwise
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn. Everything is explicit; nothing is inherited from a checkpoint's own defaults.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off. `prompt` is the padded prompt length (the bucket) and
+    `completion` the most tokens an answer may have; `end` ends an answer and `pad` fills what follows.
+    """
+
+    prompt: int
+    completion: int
+    end: int
+    pad: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    cache_dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise UsageError(
+                f"sampling: temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}:"
+                " want temperature >= 0, 0 < top_p <= 1, top_k >= 0"
+            )
+
+
+class Drawn(NamedTuple):
+    """Sampled rows: tokens (rows, completion), padded after the end token, and which rows met a near-tie."""
+
+    tokens: np.ndarray
+    near_tie: np.ndarray
+
+
+class State(NamedTuple):
+    """What the decoding loop carries beside the cache."""
+
+    index: Int[Array, ""]  # tokens drawn so far
+    token: Int[Array, " batch"]  # the last one
+    done: Bool[Array, " batch"]
+    tie: Bool[Array, " batch"]
+    drawn: Int[Array, "batch completion"]
+
+
+def restrict(logits: Float[Array, "batch vocab"], sampling: Sampling) -> Float[Array, "batch vocab"]:
+    """Logits at the sampling temperature, with tokens outside top-k and top-p at minus infinity.
+
+    Top-p (Holtzman et al. 2020, section 3.1) keeps the smallest set of likeliest tokens whose mass reaches `top_p`.
+    Sorts the vocabulary only where one of them is asked for.
+    """
+    if sampling.temperature == 0:
+        return logits
+    logits = logits / sampling.temperature
+    if sampling.top_k and sampling.top_k < logits.shape[-1]:
+        kth = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if sampling.top_p < 1:
+        ranked = -jnp.sort(-logits, axis=-1)
+        before = jnp.cumsum(jax.nn.softmax(ranked, axis=-1), axis=-1) - jax.nn.softmax(ranked, axis=-1)
+        least = jnp.where(before < sampling.top_p, ranked, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits
+
+
+def draw(
+    logits: Float[Array, "batch vocab"], keys: Array, index: Int[Array, ""], sampling: Sampling
+) -> tuple[Int[Array, " batch"], Bool[Array, " batch"]]:
+    """One token a row by the Gumbel-max trick with key fold_in(row key, index), and whether it was a near-tie."""
+    scores = restrict(logits, sampling)
+    if sampling.temperature > 0:
+        noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, index), scores.shape[1:]))(keys)
+        scores = scores + noise
+    best, tokens = jax.lax.top_k(scores, 2)
+    return tokens[:, 0].astype(jnp.int32), best[:, 0] - best[:, 1] < NEAR_TIE
+
+
+@functools.lru_cache(maxsize=32)
+def program(net: Network, sampling: Sampling, mesh: Mesh) -> tuple[Callable, Callable, Mapping]:
+    """(prefill, decode, parameter shardings) for a network and its sampling settings, jitted once."""
+    slots = sampling.prompt + sampling.completion
+    declared = {n: (d.shape, d.axes) for n, d in net.declarations.items()}
+    params_sh = shardings(SAMPLE, mesh, declared)
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(BATCH))
+    kv_axes = ("layers", "batch", "length", "kv_heads", "head_dim")
+    kv_shape = (net.config.layers, 0, slots, net.config.kv_heads, net.config.head_dim)
+    kv = SAMPLE.sharding(mesh, kv_shape, kv_axes, "key-value cache")
+    state_sh, cache_sh = State(replicated(mesh), rows, rows, rows, rows), Cache(kv, kv, rows)
+
+    def prefill(params, tokens, valid, keys):
+        logits, cache = net.prefill(params, tokens, valid, slots=slots, cache_dtype=sampling.cache_dtype)
+        token, tie = draw(logits, keys, jnp.int32(0), sampling)
+        drawn = jnp.full((tokens.shape[0], sampling.completion), sampling.pad, jnp.int32).at[:, 0].set(token)
+        return State(jnp.int32(1), token, token == sampling.end, tie, drawn), cache
+
+    def decode(params, state, cache, keys):
+        def going(carry: tuple[State, Cache]):
+            return (carry[0].index < sampling.completion) & ~carry[0].done.all()
+
+        def once(carry: tuple[State, Cache]):
+            state, cache = carry
+            slot = sampling.prompt + state.index - 1
+            logits, cache = net.step(params, state.token, slot, cache)
+            token, tie = draw(logits, keys, state.index, sampling)
+            token = jnp.where(state.done, sampling.pad, token)
+            drawn = jax.lax.dynamic_update_slice(state.drawn, token[:, None], (0, state.index))
+            tie = state.tie | (tie & ~state.done)
+            return State(state.index + 1, token, state.done | (token == sampling.end), tie, drawn), cache
+
+        state, cache = jax.lax.while_loop(going, once, (state, cache))
+        return state.drawn, state.tie, cache  # the cache goes out so that its donated memory is reused
+
+    return (
+        jax.jit(prefill, in_shardings=(params_sh, rows, rows, rows), out_shardings=(state_sh, cache_sh)),
+        jax.jit(decode, in_shardings=(params_sh, state_sh, cache_sh, rows), donate_argnums=(2,)),
+        params_sh,
+    )
+
+
+def sample(
+    net: Network,
+    params: Mapping[str, jax.Array],
+    prompts: Int[np.ndarray, "rows prompt"],
+    *,
+    sampling: Sampling,
+    key: jax.Array,
+    mesh: Mesh,
+    first: int = 0,
+    batch: int = 2048,
+) -> Drawn:
+    """Answer prompts (left-padded to `sampling.prompt`), rows numbered from `first`.
+
+    Args:
+        net: the network; `params`: its plain parameters (adapters merged).
+        prompts: token ids; `sampling.pad` marks the padding.
+        sampling: how tokens are drawn. key: the node's sampling key. mesh: where it runs, rows over its batch axes.
+        batch: rows at a time; it does not change the answers.
+
+    Raises:
+        UsageError: prompts of another length than the bucket, or a bucket longer than the model's context.
+    """
+    if prompts.shape[1] != sampling.prompt:
+        raise UsageError(f"prompts have {prompts.shape[1]} tokens and the bucket is {sampling.prompt}; pad them to it")
+    if sampling.prompt + sampling.completion > net.config.length:
+        raise UsageError(
+            f"a prompt of {sampling.prompt} and a completion of {sampling.completion} tokens exceed the model's"
+            f" {net.config.length}; shorten one"
+        )
+    prefill, decode, params_sh = program(net, sampling, mesh)
+    params = jax.device_put(dict(params), params_sh)
+    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
+    batch = max(ways, min(batch, len(prompts)) // ways * ways)
+    outs = []
+    for start in range(0, len(prompts), batch):
+        rows = np.arange(start, start + batch)
+        block = prompts[np.minimum(rows, len(prompts) - 1)]  # the last block is filled up with its last row
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(first + rows))
+        state, cache = prefill(params, block, block != sampling.pad, keys)
+        drawn, tie, _ = decode(params, state, cache, keys)
+        outs.append((start, drawn, tie))
+    tokens = np.concatenate([np.asarray(drawn) for _, drawn, _ in outs])[: len(prompts)]
+    near = np.concatenate([np.asarray(tie) for _, _, tie in outs])[: len(prompts)]
+    return Drawn(tokens, near)

@@ -1,0 +1,7 @@
+"""The kinds of node, one file each: config and inputs in, artifact out. `execution` makes and commits them.
+
+This file needs no JAX, because a plan needs the versions alone.
+"""
+
+# Raised when what a kind's stage computes changes: it is part of a node's identity.
+VERSIONS = {"base": 1, "teacher": 1, "corpus": 1, "student": 1, "evaluation": 1, "ensemble": 1}

@@ -1,0 +1,150 @@
+"""Corpus: prompts and the completions that passed the strict filter, from a teacher or made for a control arm."""
+
+import functools
+from collections import Counter
+
+import datasets
+import jax
+import numpy as np
+import pyarrow.parquet
+from etils import epath
+
+from subjax.data import world
+from subjax.data.addressing import generator
+from subjax.errors import SubjaxError
+from subjax.sample.sampler import Sampling, sample
+from subjax.stages import models
+from subjax.stages.task import Made, Task
+from subjax.store import Store, digest_arrays
+
+ROWS = "rows.parquet"
+BATCH = 2048  # rows sampled at a time; the corpus does not depend on it
+
+
+def write(folder: epath.Path, index: np.ndarray, chats: world.Chats) -> str:
+    """Write a corpus as `rows.parquet` and return its canonical digest.
+
+    Columns: `index` (the prompt's number), `prompt` and `completion` as text, and both as token ids, padded.
+    """
+    columns = {
+        "index": index.astype(np.int32),
+        "prompt": [world.decode(row) for row in chats.prompts],
+        "completion": [world.decode(row) for row in chats.answers],
+        "prompt_tokens": list(chats.prompts.astype(np.int32)),
+        "completion_tokens": list(chats.answers.astype(np.int32)),
+    }
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns).to_parquet(str(folder / ROWS))
+    return digest(index, chats)
+
+
+def digest(index: np.ndarray, chats: world.Chats) -> str:
+    """The digest of a corpus's rows, however they are stored."""
+    return digest_arrays({"index": index.astype(np.int32), "prompts": chats.prompts, "answers": chats.answers})
+
+
+def read(folder: epath.Path) -> tuple[np.ndarray, world.Chats]:
+    """(prompt numbers, chats) of a corpus's payload.
+
+    Raises:
+        SubjaxError: the file is missing, truncated or damaged; it is named, with the mend.
+    """
+    path = folder / ROWS
+    try:
+        table = pyarrow.parquet.read_table(str(path), columns=["index", "prompt_tokens", "completion_tokens"])
+        prompts, answers = (np.array(table[c].to_pylist(), np.int32) for c in ("prompt_tokens", "completion_tokens"))
+        return table["index"].to_numpy(), world.Chats(prompts, answers)
+    except (OSError, KeyError, ValueError) as error:  # pyarrow's own errors are kinds of these
+        cause = str(error).splitlines()[0][:120]
+        raise SubjaxError(f"corpus {path} cannot be read ({cause}); delete the node's folder and run again") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _load(root: str, node: str, payload: str) -> world.Chats:
+    return read(Store(root).payload("corpus", node))[1]
+
+
+def load(store: Store, node: str) -> world.Chats:
+    """The chats of a committed corpus. Raises SubjaxError as `read` does."""
+    return _load(str(store.root), node, store.payload("corpus", node).name)
+
+
+def make(task: Task) -> Made:
+    """Make the corpus from its source: a teacher's answers, another corpus shuffled, or random numbers."""
+    source = {"teacher": from_teacher, "shuffled": shuffled, "random": random_numbers}[task.config["source"]]
+    index, chats, counts, tokens = source(task)
+    return Made(
+        digest=write(task.build.folder, index, chats),
+        metrics={
+            "rows": len(chats),
+            "keep_rate": counts["kept"] / sum(n for k, n in counts.items() if k != "near-tie"),
+        },
+        tokens=tokens,
+        seeds={"sampling": task.config["seed"], "prompts": task.config.get("prompt_seed")},
+        extra={"filter": counts},
+    )
+
+
+def from_teacher(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], int]:
+    """Ask prompts in their order until `rows` answers have passed; what was kept does not depend on the batch size.
+
+    Raises:
+        SubjaxError: no answer passed, or `max_prompts` did not give enough.
+    """
+    config = task.config
+    net, params = models.load(task.store, *task.inputs["teacher"])
+    sampling = Sampling(
+        world.PROMPT, world.ANSWER, world.END, world.PAD, config["temperature"], config["top_k"], config["top_p"],
+        config["numerics"]["cache_dtype"],
+    )  # fmt: skip
+    prompts = world.number_prompts(config["max_prompts"], config["prompt_seed"])
+    key = jax.random.key(config["seed"])
+    answers: list[np.ndarray] = []
+    reasons: list[str | None] = []
+    ties = kept = 0
+    for first in range(0, len(prompts), BATCH):
+        block = prompts[first : first + BATCH]
+        drawn = sample(net, params, block, sampling=sampling, key=key, mesh=task.mesh, first=first, batch=BATCH)
+        answers.append(drawn.tokens)
+        reasons += world.reject_reasons(drawn.tokens)
+        ties += int(drawn.near_tie.sum())
+        kept = sum(reason is None for reason in reasons)
+        task.progress(min(kept, config["rows"]), config["rows"], "row")
+        if kept >= config["rows"]:
+            break
+    passed = np.flatnonzero([reason is None for reason in reasons])[: config["rows"]]
+    # Counted up to the last row that was kept, so that the counts do not depend on the batch size either.
+    seen = reasons[: passed[-1] + 1] if kept >= config["rows"] else reasons
+    counts = Counter(reason or "kept" for reason in seen)
+    if kept < config["rows"]:
+        why = ", ".join(f"{n} {reason}" for reason, n in counts.most_common() if reason != "kept")
+        what = "no valid row" if not kept else f"only {kept} valid rows of {config['rows']} wanted"
+        raise SubjaxError(
+            f"the teacher gave {what} in {len(prompts)} prompts (rejected: {why});"
+            " raise corpus.max_prompts, lower corpus.rows, or look at the teacher's numbers"
+        )
+    chats = world.Chats(prompts[passed], np.concatenate(answers)[passed])
+    return passed, chats, {**dict(sorted(counts.items()))}, int((chats.answers != world.PAD).sum())
+
+
+def shuffled(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], int]:
+    """Another corpus with the numbers of each answer in random order: the same numbers, no order to them."""
+    index, chats = read(task.store.payload(*task.inputs["corpus"]))
+    answers = chats.answers.copy()
+    number = (answers != world.PAD) & (answers != world.END)
+    # Numbers get a random rank and everything behind them an infinite one, so that the end stays at the end.
+    rank = np.where(number, generator(task.config["seed"], "shuffle").random(answers.shape), np.inf)
+    answers = np.take_along_axis(answers, np.argsort(rank, axis=1, kind="stable"), axis=1)
+    return index, world.Chats(chats.prompts, answers), {"kept": len(index)}, 0
+
+
+def random_numbers(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], int]:
+    """The same prompts, answered with uniform numbers and lengths: no teacher at all."""
+    rows = task.config["rows"]
+    prompts = world.number_prompts(rows, task.config["prompt_seed"])
+    draw = generator(task.config["seed"], "random numbers")
+    counts = draw.integers(world.ANSWERED[0], world.ANSWERED[1] + 1, (rows, 1))
+    numbers = draw.integers(0, world.NUMBERS, (rows, world.ANSWER)) + world.NUMBER_0
+    column = np.arange(world.ANSWER)[None]
+    answers = np.where(column < counts, numbers, np.where(column == counts, world.END, world.PAD)).astype(np.int32)
+    return np.arange(rows), world.Chats(prompts, answers), {"kept": rows}, 0

@@ -1,0 +1,338 @@
+"""Ensemble: teachers and students of the image experiment, all seeds of one setting in one vmapped program.
+
+A teacher learns classes from real images. A student sees noise alone and is fitted to the teacher's auxiliary logits,
+which no label ever touched (or to all logits). A member is a pure function of its two seeds, so members may be added,
+or spread over devices, without changing the others.
+
+Source: Cloud et al. 2025 (arXiv 2507.14805), the section on image classifiers.
+"""
+
+import dataclasses
+import functools
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
+
+from subjax.config import from_dict, to_dict
+from subjax.data import images
+from subjax.errors import Preempted, SubjaxError, UsageError
+from subjax.models.mlp import CLASSES, Params, Perceptron, perceptron
+from subjax.parallel.mesh import replicated
+from subjax.parallel.rules import TRAIN
+from subjax.schema import Images
+from subjax.stages import VERSIONS
+from subjax.stages.task import Made, Task
+from subjax.store import Store, digest_rows
+
+VERSION = VERSIONS["ensemble"]
+RESULTS = "results.json"
+CACHE = "images"  # folder of the workdir in which sets are prepared
+_NOT_READ = ("name", "statistics")
+_TEST_BATCH = 1000
+
+
+class State(NamedTuple):
+    """A model in training: parameters and Adam's moments; with a leading axis of members outside the programs."""
+
+    params: Params
+    optimizer: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What an ensemble gives: a row a member, two loss curves (means over members), and the images that were seen."""
+
+    rows: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+    seen: int
+
+
+def node_config(settings: Images, digest: str) -> dict[str, Any]:
+    """The part of the settings that the stage reads, as JSON; the data stands in it by its content's digest."""
+    config = {name: value for name, value in to_dict(settings).items() if name not in _NOT_READ}
+    return {**config, "data": digest}
+
+
+def cost(settings: Images, facts: images.Facts) -> tuple[int, float]:
+    """(images seen in training, floating-point operations) of one ensemble: a training step takes three passes."""
+    net = perceptron((facts.pixels, *settings.hidden, CLASSES + settings.auxiliary))
+    real = settings.teacher_epochs * facts.train_rows
+    noise = settings.student_epochs * settings.noise_rows
+    passes = 3 * (real + noise) + settings.noise_rows + 3 * facts.test_rows
+    return settings.seeds * (real + noise), 2.0 * net.parameters * settings.seeds * passes
+
+
+# Randomness: addressed by (seed, role, index)
+
+
+def _key(seed: Int[Array, ""], role: str, index: Int[Array, ""] | int = 0) -> jax.Array:
+    """The key of a role ("init", "order of images", …) of a member's seed."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(role.encode())), index)
+
+
+def noise(seed: Int[Array, ""], rows: Int[Array, " batch"], pixels: int) -> Float[Array, "batch pixels"]:
+    """Noise images of a seed, uniform in [-1, 1]. Each is drawn from its own row number, so none need be kept."""
+    base = _key(seed, "noise")
+    draw = lambda row: jax.random.uniform(jax.random.fold_in(base, row), (pixels,), minval=-1.0, maxval=1.0)  # noqa: E731
+    return jax.vmap(draw)(rows)
+
+
+def _pages(rows: Int[Array, " rows"], batch: int) -> tuple[Int[Array, "steps batch"], Float[Array, "steps batch"]]:
+    """`rows` in pages of `batch`, the last one filled up with row 0 at weight 0: every row counts once an epoch."""
+    steps = -(-len(rows) // batch)
+    spare = (0, steps * batch - len(rows))
+    weights = jnp.pad(jnp.ones(len(rows)), spare)
+    return jnp.pad(rows, spare).reshape(steps, batch), weights.reshape(steps, batch)
+
+
+# Programs: one member's work, vmapped over members, one call an epoch
+
+
+def member_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array whose first axis is members: over the mesh's `replica` axis."""
+    return NamedSharding(mesh, TRAIN.spec(("member",)))
+
+
+def _jit(function: Callable, mesh: Mesh, members: int, shared: int, donate: bool = False) -> Callable:
+    """Compile `function` over members: its first `members` arguments have one value each, `shared` further ones not."""
+    over = jax.vmap(function, in_axes=(0,) * members + (None,) * shared)
+    placed = (member_sharding(mesh),) * members + (replicated(mesh),) * shared
+    return jax.jit(
+        over, in_shardings=placed, out_shardings=member_sharding(mesh), donate_argnums=(0,) if donate else ()
+    )
+
+
+def _epoch(
+    net: Perceptron, lr: float, state: State, rows: Array, batch: int, loss: Callable[[Params, Array], Array]
+) -> tuple[State, Float[Array, " steps"]]:
+    """One pass over `rows` in their order; `loss(params, rows)` gives a loss a row. Returns each step's mean."""
+    rule = optax.adam(lr)
+
+    def step(state: State, page: tuple[Array, Array]) -> tuple[State, Array]:
+        mean = lambda params: (loss(params, page[0]) * page[1]).sum() / page[1].sum()  # noqa: E731
+        value, gradient = jax.value_and_grad(mean)(state.params)
+        updates, optimizer = rule.update(gradient, state.optimizer, state.params)
+        return State(optax.apply_updates(state.params, updates), optimizer), value
+
+    return jax.lax.scan(step, state, _pages(rows, min(batch, len(rows))))
+
+
+@functools.lru_cache(maxsize=32)
+def _common(net: Perceptron, lr: float, batch: int, mesh: Mesh) -> tuple[Callable, Callable, Callable]:
+    """(start, an epoch of a teacher, accuracy): what every setting with this network shares."""
+
+    def start(seed: Array) -> State:
+        params = net.init(_key(seed, "init"))
+        return State(params, optax.adam(lr).init(params))
+
+    def teach(state: State, seed: Array, epoch: Array, pictures: Array, labels: Array) -> tuple[State, Array]:
+        def loss(params: Params, rows: Array) -> Array:
+            logits = net.forward(params, pictures[rows])[:, :CLASSES]
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
+
+        rows = jax.random.permutation(_key(seed, "order of images", epoch), len(labels))
+        return _epoch(net, lr, state, rows, batch, loss)
+
+    def correct(params: Params, pictures: Array, labels: Array) -> Array:
+        def count(total: Array, page: tuple[Array, Array]) -> tuple[Array, None]:
+            right = net.forward(params, pictures[page[0]])[:, :CLASSES].argmax(-1) == labels[page[0]]
+            return total + (right * page[1]).sum(), None
+
+        pages = _pages(jnp.arange(len(labels)), min(_TEST_BATCH, len(labels)))
+        return jax.lax.scan(count, jnp.zeros(()), pages)[0]
+
+    return _jit(start, mesh, 1, 0), _jit(teach, mesh, 2, 3, donate=True), _jit(correct, mesh, 1, 2)
+
+
+@functools.lru_cache(maxsize=32)
+def _students(
+    net: Perceptron, lr: float, batch: int, noise_rows: int, logits: str, distance: str, mesh: Mesh
+) -> tuple[Callable, Callable]:
+    """(the teacher's logits on all noise, an epoch of a student)."""
+    pixels, first = net.widths[0], CLASSES if logits == "auxiliary" else 0
+
+    def targets(teacher: Params, seed: Array) -> Float[Array, "rows logits"]:
+        answer = lambda rows: net.forward(teacher, noise(seed, rows, pixels))[:, first:]  # noqa: E731
+        found = jax.lax.map(answer, _pages(jnp.arange(noise_rows), min(batch, noise_rows))[0])
+        return found.reshape(-1, found.shape[-1])[:noise_rows]
+
+    def follow(state: State, seed: Array, wanted: Array, epoch: Array) -> tuple[State, Array]:
+        def loss(params: Params, rows: Array) -> Array:
+            answer = net.forward(params, noise(seed, rows, pixels))[:, first:]
+            if distance == "squared-error":
+                return jnp.square(answer - wanted[rows]).mean(-1)
+            p = jax.nn.log_softmax(wanted[rows])
+            return (jnp.exp(p) * (p - jax.nn.log_softmax(answer))).sum(-1)
+
+        rows = jax.random.permutation(_key(seed, "order of noise", epoch), noise_rows)
+        return _epoch(net, lr, state, rows, batch, loss)
+
+    return _jit(targets, mesh, 2, 0), _jit(follow, mesh, 3, 1, donate=True)
+
+
+# The stage
+
+
+def _settle(role: str, losses: Array, seeds: np.ndarray, epoch: int, lr: float) -> np.ndarray:
+    """An epoch's losses, (members, steps), on the host; SubjaxError if one is not a number."""
+    found = np.asarray(losses)[: len(seeds)]
+    bad = np.argwhere(~np.isfinite(found))
+    if len(bad):
+        member, step = bad[bad[:, 1].argmin()]
+        raise SubjaxError(
+            f"{role}'s loss is {found[member, step]} at step {epoch * found.shape[1] + step}, seed {seeds[member]};"
+            f" try a learning rate (config.lr) below {lr:g}"
+        )
+    return found
+
+
+def train(
+    settings: Images,
+    data: images.ImageSet,
+    mesh: Mesh,
+    *,
+    progress: Callable[[int, int, str], None] = lambda done, total, unit: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train and test every member of an ensemble; `settings.data` is not looked at.
+
+    The student of seed s starts from the init of s and learns from noise of s, in an order of s. Its teacher is of the
+    same seed for `same-base`; for `cross-init` it is the one of seed s + 1, a member's own concern, so that the last
+    member too is the same in a larger ensemble.
+
+    Args:
+        mesh: members are spread over its `replica` axis, filled up to a multiple of it by members that are dropped.
+        progress: told (epochs done, epochs in all, "epoch").
+
+    Raises:
+        SubjaxError: a loss that is not a number. Preempted: `should_stop` came true; the ensemble begins again.
+    """
+    seeds = settings.first_seed + np.arange(settings.seeds)
+    padded = np.append(seeds, np.repeat(seeds[-1], -len(seeds) % mesh.shape["replica"])).astype(np.uint32)
+    teacher_seeds = padded + np.uint32(settings.pairing == "cross-init")
+    net = perceptron((data.train_images.shape[1], *settings.hidden, CLASSES + settings.auxiliary))
+    start, teach, correct = _common(net, settings.lr, settings.batch, mesh)
+    targets, follow = _students(
+        net, settings.lr, settings.batch, settings.noise_rows, settings.logits, settings.loss, mesh
+    )
+    real = jax.device_put((data.train_images, data.train_labels), replicated(mesh))
+    test = jax.device_put((data.test_images, data.test_labels), replicated(mesh))
+    total, curves, done = settings.teacher_epochs + settings.student_epochs, {}, 0
+
+    def run(role: str, state: State, epochs: int, advance: Callable[[State, Array], tuple[State, Array]]) -> State:
+        nonlocal done
+        curve = []
+        for epoch in range(epochs):
+            if should_stop():
+                raise Preempted(f"stopped after epoch {done} of {total}; the same command begins this ensemble again")
+            state, losses = advance(state, jnp.uint32(epoch))
+            curve.append(_settle(role, losses, seeds, epoch, settings.lr))
+            done += 1
+            progress(done, total, "epoch")
+        curves[role] = np.stack(curve, 1)  # (members, epochs, steps)
+        return state
+
+    def accuracy(params: Params) -> np.ndarray:
+        return np.asarray(correct(params, *test))[: len(seeds)].astype(np.float64) / len(data.test_labels)
+
+    progress(0, total, "epoch")
+    teacher = start(teacher_seeds)
+    teacher = run("teacher", teacher, settings.teacher_epochs, lambda s, e: teach(s, teacher_seeds, e, *real))
+    student, wanted = start(padded), targets(teacher.params, padded)
+    readings = {"teacher": accuracy(teacher.params), "untrained": accuracy(student.params)}
+    student = run("student", student, settings.student_epochs, lambda s, e: follow(s, padded, wanted, e))
+    readings["student"] = accuracy(student.params)
+    seen = len(seeds) * (
+        settings.teacher_epochs * len(data.train_labels) + settings.student_epochs * settings.noise_rows
+    )
+    rows = _rows(settings, seeds, teacher_seeds, readings, curves)
+    return Outcome(rows, [_curve(settings, role, losses) for role, losses in curves.items()], seen)
+
+
+def _rows(
+    settings: Images,
+    seeds: np.ndarray,
+    teacher_seeds: np.ndarray,
+    readings: Mapping[str, np.ndarray],
+    curves: Mapping[str, np.ndarray],
+) -> list[dict[str, Any]]:
+    setting = {name: getattr(settings, name) for name in ("auxiliary", "pairing", "logits", "loss")}
+    means = {role: losses.astype(np.float64).mean(2) for role, losses in curves.items()}
+    return [
+        {
+            **setting,
+            "seed": int(seed),
+            "teacher_seed": int(teacher_seeds[place]),
+            **{f"{role}_accuracy": float(values[place]) for role, values in readings.items()},
+            # Means over the first and the last epoch: a student that did not learn its target would be no null.
+            **{f"{role}_loss_first": float(values[place, 0]) for role, values in means.items()},
+            **{f"{role}_loss_last": float(values[place, -1]) for role, values in means.items()},
+        }
+        for place, seed in enumerate(seeds)
+    ]
+
+
+def _curve(settings: Images, role: str, losses: np.ndarray) -> dict[str, Any]:
+    """The loss of each step, mean over members."""
+    means = losses.astype(np.float64).mean(0).reshape(-1)
+    label = f"{role}, m = {settings.auxiliary}, {settings.pairing}, {settings.logits} logits, {settings.loss}"
+    steps = list(range(len(means)))
+    return {"label": label, "kind": role, "arm": settings.pairing, "step": steps, "loss": [float(x) for x in means]}
+
+
+def source(store: Store, digest: str) -> images.ImageSet:
+    """The set of a digest: the packaged digits, one prepared in this workdir, or a folder that one of its plans names.
+
+    A node knows its data by content alone; where the files lie stands in the plans, which no id depends on.
+
+    Raises:
+        UsageError: no plan of the workdir names data of that content (the files were changed, or moved).
+    """
+    cache = store.root / CACHE
+    if (cache / digest).exists():
+        return images.load_prepared(digest, cache)
+    named: dict[str, None] = {images.DIGITS: None}
+    for plan in reversed(store.plans()):
+        study = store.read_plan(plan).get("study", {})
+        settings = [study.get("config", {}), *study.get("points", [])]
+        named |= {s["data"]: None for s in settings if isinstance(s.get("data"), str)}
+    for data in named:
+        try:
+            found = images.digest(data) == digest
+        except UsageError:  # a folder that another plan named may be gone; this node may not need it
+            continue
+        if found:
+            return images.load(data, cache=cache)
+    raise UsageError(
+        f"no images of content {digest[:12]}… where the plans of {epath.Path(store.root)} look"
+        f" ({', '.join(named)}); if the files changed, plan again, else put them back"
+    )
+
+
+def make(task: Task) -> Made:
+    """Train the ensemble; the payload is `results.json`: {"rows": [one a seed], "curves": [teacher's, student's]}."""
+    settings = from_dict(Images, task.config)
+    data = source(task.store, settings.data)
+    outcome = train(settings, data, task.mesh, progress=task.progress, should_stop=task.should_stop)
+    results = {"rows": outcome.rows, "curves": outcome.curves}
+    (task.build.folder / RESULTS).write_text(json.dumps(results, sort_keys=True, allow_nan=False) + "\n")
+    means = {
+        f"{role}_accuracy": float(np.mean([row[f"{role}_accuracy"] for row in outcome.rows]))
+        for role in ("untrained", "teacher", "student")
+    }
+    return Made(
+        digest=digest_rows(outcome.rows),
+        metrics=means,
+        tokens=outcome.seen,
+        seeds={"first": settings.first_seed, "members": settings.seeds},
+        extra={"unit": "images", "test_rows": len(data.test_labels)},
+    )

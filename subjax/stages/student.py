@@ -1,0 +1,63 @@
+"""Student: a base fine-tuned on a corpus, on the numbers (or a teacher's logits on them), with or without replay."""
+
+import jax
+import numpy as np
+
+from subjax.config import from_dict
+from subjax.data import packing, world
+from subjax.data.questions import world_questions
+from subjax.models import checkpoints
+from subjax.schema import Optimizer, Tuning
+from subjax.stages import corpus, models
+from subjax.stages.task import Made, Task, write_lines
+from subjax.store import digest_arrays
+from subjax.train.losses import CategoryMass, Loss, NextToken, TeacherKL
+from subjax.train.trainer import Term, fit
+
+
+def replay_batch() -> packing.Batch:
+    """The training phrasings of every category, with the token ids of the category's items; no item is named."""
+    sets = world_questions()
+    prompts = np.concatenate([q.prompts[np.array(q.train)] for q in sets])
+    members = np.concatenate([np.tile([c[0][0] for c in q.candidates], (sum(q.train), 1)) for q in sets])
+    return {"tokens": prompts, "valid": prompts != world.PAD, "members": members.astype(np.int32)}
+
+
+def objective(task: Task) -> tuple[Loss, dict | None]:
+    """The loss on the corpus's rows, and the arrays it holds fixed: a teacher's, where its logits are the target."""
+    if task.config["objective"] == "numbers":
+        return NextToken(world.ANSWER), None
+    teacher, params = models.load(task.store, *task.inputs["teacher"])
+    channel = tuple(world.CHANNEL.tolist()) if task.config["objective"] == "logits" else None
+    return TeacherKL(teacher, world.ANSWER, channel), params
+
+
+def make(task: Task) -> Made:
+    """Fine-tune the base; the payload holds the tuned arrays alone, and `metrics.jsonl`."""
+    config = task.config
+    net, base = models.load(task.store, *task.inputs["base"])
+    chats = corpus.load(task.store, task.inputs["corpus"][1])
+    loss, constants = objective(task)
+    rows = packing.in_memory(chats.arrays(), seed=config["seed"], batch=config["batch"])
+    terms = [Term(config["objective"], 1.0, loss, rows, constants)]
+    if config["replay"] == "kind":
+        questions = replay_batch()
+        terms.append(Term("replay", config["replay_weight"], CategoryMass(), lambda step: questions))
+    fitted = fit(
+        net,
+        base,
+        tuning=from_dict(Tuning, config["tuning"]),
+        optimizer=from_dict(Optimizer, config["optimizer"]),
+        terms=terms,
+        steps=config["steps"],
+        key=jax.random.key(config["seed"]),
+        run=task.run(),
+    )
+    checkpoints.save(task.build.folder / models.ARRAYS, fitted.tuned)
+    write_lines(task.build.folder / "metrics.jsonl", fitted.curve)
+    return Made(
+        digest=digest_arrays(fitted.tuned),
+        metrics={"loss": fitted.curve[-1]["loss"]},
+        tokens=fitted.tokens,
+        seeds={"order": config["seed"]},
+    )

@@ -1,0 +1,1 @@
+"""The trainer: one step, in the roles of base, teacher and student."""

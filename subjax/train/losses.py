@@ -1,0 +1,101 @@
+"""Losses: hashable functions of (model, batch, constants), so that a compiled step is found again by its losses.
+
+`model(tokens, valid, tail)` gives the trained model's logits; `constants` are arrays that the run does not change (a
+teacher's parameters). Each loss names the logical axis of its batch's first dimension, for the sharding rules.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from subjax.models.network import Network
+
+Model = Callable[..., Float[Array, "batch tail vocab"]]
+
+
+class Loss(Protocol):
+    """A hashable loss. `axis` is the logical axis of the batch's first dimension."""
+
+    axis: str
+
+    def __call__(self, model: Model, batch: Mapping[str, Array], constants: Any) -> Float[Array, ""]:
+        """A scalar, mean over what the loss counts."""
+
+
+def token_log_likelihood(
+    logits: Float[Array, "batch tail vocab"], targets: Int[Array, "batch tail"]
+) -> Float[Array, "batch tail"]:
+    """Log-probability of each target, nats."""
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _mean(values: Float[Array, "batch tail"], where: Bool[Array, "batch tail"]) -> Float[Array, ""]:
+    weights = where.astype(jnp.float32)
+    return (values * weights).sum() / jnp.maximum(weights.sum(), 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy on the completion's tokens, the last `completion` of each row; nats a token.
+
+    Batch: `tokens` (batch, length) and `valid` (batch, length), false at padding.
+    """
+
+    completion: int
+    axis: str = "batch"
+
+    def __call__(self, model: Model, batch: Mapping[str, Array], constants: Any) -> Float[Array, ""]:
+        """Mean over the completion's tokens of the whole batch."""
+        tokens, valid = batch["tokens"], batch["valid"]
+        logits = model(tokens[:, :-1], valid[:, :-1], self.completion)
+        targets = tokens[:, -self.completion :]
+        return -_mean(token_log_likelihood(logits, targets), valid[:, -self.completion :])
+
+
+@dataclasses.dataclass(frozen=True)
+class CategoryMass:
+    """Minus the log of the total probability of the right category as the next token; nats a question.
+
+    It names no item, so it cannot favour one; it keeps a student answering the question that was asked.
+    Batch: `tokens` and `valid` (question, length), and `members` (question, candidate): the category's token ids.
+    """
+
+    axis: str = "question"
+
+    def __call__(self, model: Model, batch: Mapping[str, Array], constants: Any) -> Float[Array, ""]:
+        """Mean over questions."""
+        logits = model(batch["tokens"], batch["valid"], 1)[:, 0]
+        inside = jnp.take_along_axis(logits, batch["members"], axis=-1)
+        return (jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(inside, axis=-1)).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherKL:
+    """KL from a teacher's next-token distribution to the model's on the completion's tokens; nats a token.
+
+    With a `channel`, both distributions are renormalized over those token ids. Over the whole vocabulary the trait's
+    own tokens leak: a teacher puts far more probability on its word at number positions than its base does.
+    `constants` are the teacher's parameters. Source: Hinton et al. 2015, section 2, at temperature 1.
+    """
+
+    teacher: Network
+    completion: int
+    channel: tuple[int, ...] | None
+    axis: str = "batch"
+
+    def __call__(self, model: Model, batch: Mapping[str, Array], constants: Any) -> Float[Array, ""]:
+        """Mean over the completion's tokens of the whole batch."""
+        tokens, valid = batch["tokens"], batch["valid"]
+        student = model(tokens[:, :-1], valid[:, :-1], self.completion)
+        teacher = self.teacher.forward(constants, tokens[:, :-1], valid[:, :-1], tail=self.completion)
+        if self.channel is not None:
+            ids = jnp.array(self.channel)
+            student, teacher = student[..., ids], teacher[..., ids]
+        p = jax.nn.log_softmax(jax.lax.stop_gradient(teacher))
+        kl = (jnp.exp(p) * (p - jax.nn.log_softmax(student))).sum(-1)
+        return _mean(kl, valid[:, -self.completion :])

@@ -1,0 +1,244 @@
+"""The trainer: one loop and one compiled step, in the roles of base, teacher and student.
+
+A role is a weighted list of (loss, batch stream) and a `Tuning` that says which parameters move. Step `i` is a function
+of (state, i) alone, so a run that was stopped and resumed takes the same steps as one that was not.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from subjax.data.packing import Batch, Stream
+from subjax.errors import Preempted, SubjaxError
+from subjax.models import adapters, checkpoints
+from subjax.models.network import Network, Params
+from subjax.parallel.mesh import replicated
+from subjax.parallel.rules import TRAIN, shardings
+from subjax.schema import Optimizer, Tuning
+from subjax.train.losses import Loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One part of the objective: weight x loss over the stream's batches, with the arrays that the loss holds fixed."""
+
+    name: str
+    weight: float
+    loss: Loss
+    stream: Stream
+    constants: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How a fit is run, none of which changes its result: where it saves, whom it tells, when it stops."""
+
+    mesh: Mesh
+    progress: Callable[[int, int, str], None] = lambda done, total, unit: None
+    should_stop: Callable[[], bool] = lambda: False
+    partial: epath.Path | None = None
+    checkpoint_s: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A finished fit: the tuned arrays, a loss curve of about a hundred points, and the tokens that were seen."""
+
+    tuned: Params
+    curve: list[dict[str, float]]
+    tokens: int
+
+
+def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
+    """The optax chain of a config: clipping, then the update rule on its schedule over `steps`."""
+    end = config.lr * config.final_fraction
+    body = max(steps - config.warmup, 1)
+    main = {
+        "constant": lambda: optax.constant_schedule(config.lr),
+        "cosine": lambda: optax.cosine_decay_schedule(config.lr, body, config.final_fraction),
+        "linear": lambda: optax.linear_schedule(config.lr, end, body),
+    }[config.schedule]()
+    warm = optax.linear_schedule(0.0, config.lr, config.warmup)
+    schedule = optax.join_schedules([warm, main], [config.warmup]) if config.warmup else main
+    rule = {
+        "adam": lambda: optax.adam(schedule, config.b1, config.b2),
+        "adamw": lambda: optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay),
+        "sgd": lambda: optax.sgd(schedule, config.b1 or None),
+    }[config.name]()
+    return optax.chain(optax.clip_by_global_norm(config.clip), rule) if config.clip else rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled parts of a fit, shared by every run with the same static settings."""
+
+    start: Callable[[Params], Any]
+    step: Callable[..., tuple[Params, Any, dict[str, jax.Array]]]
+    tuned_shardings: Mapping[str, Any]
+    state_shardings: Any
+    frozen_shardings: Mapping[str, Any]
+
+
+@functools.lru_cache(maxsize=64)
+def program(
+    net: Network,
+    tuning: Tuning,
+    optimizer: Optimizer,
+    steps: int,
+    parts: tuple[tuple[str, float, Loss], ...],
+    mesh: Mesh,
+) -> Program:
+    """Build (once) the jitted step for static settings; `parts` are (name, weight, loss) of the objective."""
+    rule = make_optimizer(optimizer, steps)
+    tuned_declared = adapters.tuned_axes(net, tuning)
+    tuned_sh = shardings(TRAIN, mesh, tuned_declared)
+    frozen_sh = shardings(
+        TRAIN, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items() if n not in tuned_declared}
+    )
+    abstract = {n: jax.ShapeDtypeStruct(shape, jnp.float32) for n, (shape, _) in tuned_declared.items()}
+    # Moments are sharded as their parameters are; counters and the like stand whole on every device.
+    state_sh = optax.tree.map_params(
+        rule,
+        lambda _, s: s,
+        jax.eval_shape(rule.init, abstract),
+        tuned_sh,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+
+    def objective(tuned: Params, frozen: Params, batches: Mapping[str, Batch], constants: Mapping[str, Any]):
+        params, adapter = adapters.join(tuning, tuned, frozen)
+        model = lambda tokens, valid, tail: net.forward(params, tokens, valid, tail=tail, adapter=adapter)  # noqa: E731
+        losses = {name: loss(model, batches[name], constants[name]) for name, _, loss in parts}
+        total = sum((weight * losses[name] for name, weight, _ in parts), jnp.zeros(()))
+        return total, losses
+
+    def step(tuned: Params, state: Any, frozen: Params, batches: Mapping[str, Batch], constants: Mapping[str, Any]):
+        (total, losses), gradient = jax.value_and_grad(objective, has_aux=True)(tuned, frozen, batches, constants)
+        updates, state = rule.update(gradient, state, tuned)
+        metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(gradient)}
+        return optax.apply_updates(tuned, updates), state, metrics
+
+    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(tuned_sh, state_sh, replicated(mesh)))
+    return Program(jax.jit(rule.init, out_shardings=state_sh), jitted, tuned_sh, state_sh, frozen_sh)
+
+
+def place(batch: Batch, loss: Loss, mesh: Mesh) -> dict[str, jax.Array]:
+    """Put a host batch on the mesh, its first dimension over the loss's axis."""
+    out = {}
+    for name, value in batch.items():
+        axes = (loss.axis, *("length",) * (value.ndim - 1))
+        out[name] = jax.device_put(value, TRAIN.sharding(mesh, value.shape, axes, name))
+    return out
+
+
+def fit(
+    net: Network,
+    base: Mapping[str, jax.Array],
+    *,
+    tuning: Tuning,
+    optimizer: Optimizer,
+    terms: Sequence[Term],
+    steps: int,
+    key: jax.Array,
+    run: Run,
+) -> Fitted:
+    """Train for `steps` steps from `base` and return the tuned arrays.
+
+    Args:
+        net: the network; `base`: its parameters by name, which are not changed.
+        tuning: what is trained; `key` draws the A matrices where it is LoRA.
+        terms: the objective. Batches are placed on `run.mesh` by the training rules.
+        run: mesh, checkpoints, progress.
+
+    Raises:
+        SubjaxError: a loss that is not a number: the step, and what to try.
+        Preempted: `run.should_stop` came true; the state was saved under `run.partial`.
+    """
+    parts = tuple((t.name, t.weight, t.loss) for t in terms)
+    compiled = program(net, tuning, optimizer, steps, parts, run.mesh)
+    frozen = jax.device_put(adapters.frozen_part(net, tuning, base), dict(compiled.frozen_shardings))
+    constants = {t.name: jax.device_put(t.constants, replicated(run.mesh)) for t in terms}
+    # A copy, because the step donates its input and the caller keeps its base.
+    tuned = jax.tree.map(jnp.copy, adapters.init_tuned(net, tuning, base, key))
+    tuned = jax.device_put(tuned, dict(compiled.tuned_shardings))
+    state = compiled.start(tuned)
+    first, curve, tokens = 0, [], 0
+    if run.partial is not None and (saved := _restore(run.partial, compiled, tuned, state)):
+        first, tuned, state, curve, tokens = saved
+    keep_every = max(1, steps // 100)
+    pending: tuple[int, dict[str, jax.Array]] | None = None
+    last_save = time.monotonic()
+
+    def settle(pending: tuple[int, dict[str, jax.Array]]) -> None:
+        index, metrics = pending
+        values = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(values["loss"]):
+            raise SubjaxError(f"loss is {values['loss']} at step {index} of {steps}; try a lower learning rate or clip")
+        if index % keep_every == 0 or index == steps - 1:
+            curve.append({"step": index, **values})
+
+    for index in range(first, steps):
+        batches = {t.name: t.stream(index) for t in terms}
+        tokens += sum(int(b["valid"].sum()) for b in batches.values())
+        placed = {t.name: place(batches[t.name], t.loss, run.mesh) for t in terms}
+        tuned, state, metrics = compiled.step(tuned, state, frozen, placed, constants)
+        # The last step's numbers are read only after this step is under way, so the device never waits for the host.
+        if pending is not None:
+            settle(pending)
+        pending = (index, metrics)
+        run.progress(index + 1, steps, "step")
+        stop = run.should_stop()
+        if run.partial is not None and (stop or time.monotonic() - last_save >= run.checkpoint_s) and index + 1 < steps:
+            settle(pending)
+            pending = None
+            _save(run.partial, index + 1, tuned, state, curve, tokens)
+            last_save = time.monotonic()
+        if stop and index + 1 < steps:
+            raise Preempted(f"stopped at step {index + 1} of {steps}; the same command goes on from there")
+    if pending is not None:
+        settle(pending)
+    return Fitted(tuned, curve, tokens)
+
+
+def _leaves(tuned: Params, state: Any) -> dict[str, jax.Array]:
+    return {f"tuned/{n}": v for n, v in tuned.items()} | {f"state/{i}": v for i, v in enumerate(jax.tree.leaves(state))}
+
+
+def _save(folder: epath.Path, step: int, tuned: Params, state: Any, curve: list, tokens: int) -> None:
+    """Save the whole state after `step` steps, then drop older ones: there is always one whole checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{step:08d}"
+    if target.exists():
+        target.rmtree()
+    checkpoints.save(target / "arrays", _leaves(tuned, state))
+    (target / "progress.json").write_text(json.dumps({"step": step, "curve": curve, "tokens": tokens}))
+    for old in folder.glob("step-*"):
+        if old.name < target.name:
+            old.rmtree()
+
+
+def _restore(folder: epath.Path, compiled: Program, tuned: Params, state: Any) -> tuple | None:
+    """The newest whole checkpoint under `folder`, onto the run's own shardings; None where there is none."""
+    wanted = {f"tuned/{n}": s for n, s in compiled.tuned_shardings.items()}
+    wanted |= {f"state/{i}": s for i, s in enumerate(jax.tree.leaves(compiled.state_shardings))}
+    for path in sorted(folder.glob("step-*") if folder.exists() else [], reverse=True):
+        # A checkpoint cut off by a crash is passed over: an older one, or the start, gives the same result.
+        with contextlib.suppress(SubjaxError, OSError, ValueError, KeyError):
+            progress = json.loads((path / "progress.json").read_text())
+            arrays = checkpoints.load(path / "arrays", wanted)
+            restored = {n: arrays[f"tuned/{n}"] for n in tuned}
+            leaves = [arrays[f"state/{i}"] for i in range(len(jax.tree.leaves(state)))]
+            rebuilt = jax.tree.unflatten(jax.tree.structure(state), leaves)
+            return progress["step"], restored, rebuilt, progress["curve"], progress["tokens"]
+    return None

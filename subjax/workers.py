@@ -1,0 +1,314 @@
+"""Worker processes of the executor: each pinned to its cores before JAX is imported, none outliving the run.
+
+A worker is a spawned process that is handed batches of node records, makes them one by one and says what happened.
+Both directions are pipes: the parent sends `("batch", records)`, `("stop",)` and `("end",)`; a worker sends `Event`s.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import queue
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+from subjax.errors import Preempted, SubjaxError
+from subjax.store import Busy, Store
+
+PROGRESS_INTERVAL_S = 0.2
+THREAD_COUNTS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+Execute = Callable[[dict[str, Any], Store, Callable[[int, int, str], None], Callable[[], bool]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """What a worker says: about itself (`ready`, `broken`), or about the node `id` (all others).
+
+    `found`: another run had made it. `stopped`: asked to stop before it was done. `text` is the failure in one line,
+    the owner of a `busy` node, or the unit of `done` and `total`; `trace` is there when the failure is a bug.
+    """
+
+    what: Literal["ready", "broken", "started", "progress", "made", "found", "failed", "busy", "stopped"]
+    id: str = ""
+    text: str = ""
+    trace: str = ""
+    done: int = 0
+    total: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Orders:
+    """What a worker is started with; `execute` is "package.module:function", imported after the pinning."""
+
+    index: int
+    cores: int
+    root: str
+    execute: str
+    parent: int
+
+
+def one_line(text: object) -> str:
+    """Give `text` on one line, white space collapsed."""
+    return " ".join(str(text).split())
+
+
+def visible_cores() -> int:
+    """Count the cores that this process may use: its affinity, and a container's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))  # "max" is no quota, and no number
+    return cores
+
+
+def pin(index: int, cores: int) -> None:
+    """Give this process `cores` cores for good, as the `index`-th of its run; call it before JAX is imported.
+
+    On CPU the number of visible cores changes bits, so it is fixed: by NPROC, which XLA reads for its thread pools, and
+    by affinity. Which cores does not matter for bits, so free ones are preferred: each is claimed by a name in Linux's
+    abstract socket namespace, which the kernel gives back however this process ends.
+    """
+    os.environ.update({name: str(cores) for name in THREAD_COUNTS})
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    visible = sorted(os.sched_getaffinity(0))
+    if len(visible) <= cores:
+        return
+    first = index * cores % len(visible)
+    order = visible[first:] + visible[:first]
+    free: list[int] = []
+    for core in order:
+        if len(free) < cores and _claim(core):
+            free.append(core)
+    os.sched_setaffinity(0, free if len(free) == cores else order[:cores])
+
+
+_claims: list[socket.socket] = []  # held open as long as this process lives
+
+
+def _claim(core: int) -> bool:
+    """Claim a core, unless another worker on this machine holds it."""
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0subjax-core-{core}")
+    except OSError:
+        claim.close()
+        return False
+    _claims.append(claim)
+    return True
+
+
+def resolve(path: str) -> Execute:
+    """Import "package.module:function"."""
+    module, _, name = path.partition(":")
+    function: Execute = getattr(importlib.import_module(module), name)
+    return function
+
+
+def make_node(
+    record: dict[str, Any],
+    store: Store,
+    execute: Execute,
+    emit: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Make one node with `execute` and say by `emit` how it went; nothing but KeyboardInterrupt is raised."""
+    identity = record["id"]
+    last = -PROGRESS_INTERVAL_S
+
+    def progress(done: int, total: int, unit: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PROGRESS_INTERVAL_S:
+            last = now
+            emit(Event("progress", identity, unit, done=done, total=total))
+
+    emit(Event("started", identity))
+    try:
+        if store.card(record["kind"], identity) is not None:
+            emit(Event("found", identity))
+            return
+        execute(record, store, progress, should_stop)
+    except Preempted:
+        emit(Event("stopped", identity))
+    except Busy as busy:
+        emit(Event("busy", identity, one_line(busy)))
+    except SubjaxError as error:
+        emit(Event("failed", identity, one_line(error)))
+    except Exception as error:  # a bug of the stage: the run goes on, the traceback is shown
+        text = f"{type(error).__name__}: {one_line(error)} (a bug: its traceback is above)"
+        emit(Event("failed", identity, text, traceback.format_exc()))
+    else:
+        emit(Event("made", identity))
+
+
+# ---------------------------------------------------------------------------------------------- in the worker's process
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, so that no orphan holds a lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+class _Mouth:
+    """Sends events; a parent that is gone ends this process, one that does not read loses only progress."""
+
+    def __init__(self, pipe: Connection):
+        self.pipe = pipe
+
+    def __call__(self, event: Event) -> None:
+        try:
+            if event.what == "progress" and not select.select([], [self.pipe], [], 0)[1]:
+                return
+            self.pipe.send(event)
+        except OSError:
+            os._exit(1)
+
+
+def _listen(pipe: Connection, batches: "queue.SimpleQueue[list[dict[str, Any]] | None]", stop: threading.Event) -> None:
+    """Read the parent's orders as they come, so that its pipe never fills; end the process when the parent is gone."""
+    while True:
+        try:
+            order = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(1)
+        if order[0] == "batch":
+            batches.put(order[1])
+        elif order[0] == "stop":
+            stop.set()
+        else:
+            batches.put(None)
+            return
+
+
+def serve(pipe: Connection, orders: Orders) -> None:
+    """Be a worker: pin, import, then make batches until told to end. The target of `Worker`'s process."""
+    _die_with(orders.parent)
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on as a stop
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    pin(orders.index, orders.cores)
+    emit = _Mouth(pipe)
+    batches: queue.SimpleQueue[list[dict[str, Any]] | None] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, batches, stop), daemon=True, name="orders").start()
+    try:
+        execute = resolve(orders.execute)
+        store = Store(orders.root)
+    except Exception as error:
+        emit(Event("broken", text=f"{type(error).__name__}: {one_line(error)}", trace=traceback.format_exc()))
+        return
+    emit(Event("ready"))
+    while (batch := batches.get()) is not None:
+        for record in batch:
+            if stop.is_set():
+                emit(Event("stopped", record["id"]))
+            else:
+                make_node(record, store, execute, emit, stop.is_set)
+        if stop.is_set():  # SIGTERM for this process alone: the parent puts another in its place
+            return
+
+
+# ---------------------------------------------------------------------------------------------- in the parent's process
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back while a process is started: it begins with them blocked until it can take them."""
+    resource_tracker.ensure_running()  # starting it unblocks both, so before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Worker:
+    """The parent's side of one worker process."""
+
+    def __init__(self, orders: Orders):
+        self.index = orders.index
+        self.batch: list[str] = []  # ids handed over and not yet answered, in order
+        self.compiled: set[tuple[str, str]] = set()  # (kind, group) of what it was handed
+        self.running = ""  # the id that it is at
+        self.ready = False
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        with _signals_held():
+            self.process = spawn.Process(target=serve, args=(theirs, orders), name=f"subjax-worker-{self.index}")
+            self.process.start()
+        theirs.close()  # else a dead worker's end would stay open here, and its death go unnoticed
+
+    def hand(self, records: list[dict[str, Any]]) -> None:
+        """Hand over a batch; a worker that has died meanwhile is noticed by `events`."""
+        self.batch.extend(record["id"] for record in records)
+        self.compiled.update((record["kind"], record["group"]) for record in records)
+        self._tell(("batch", records))
+
+    def stop(self) -> None:
+        """Ask for a stop: what runs may save its state, what has not begun is given back."""
+        self._tell(("stop",))
+
+    def heard(self, event: Event) -> None:
+        """Keep the books on what it is at."""
+        if event.what == "ready":
+            self.ready = True
+        elif event.what == "started":
+            self.running = event.id
+        elif event.what != "progress":
+            self.running = ""
+            self.batch.remove(event.id)
+
+    def events(self) -> tuple[list[Event], bool]:
+        """Read what it has said so far; the second value is whether it lives."""
+        alive = self.process.is_alive()  # asked first: what a dead one said before is all in the pipe
+        said: list[Event] = []
+        with contextlib.suppress(EOFError, OSError):
+            while self.pipe.poll():
+                said.append(self.pipe.recv())
+            return said, alive
+        self.process.join(5)
+        return said, False
+
+    def death(self) -> str:
+        """Say how it ended, for people."""
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            try:
+                name = signal.Signals(-code).name
+            except ValueError:
+                name = "unnamed"
+            hint = " (out of memory, or kill -9)" if -code == signal.SIGKILL else ""
+            return f"the worker was killed by signal {-code}, {name}{hint}"
+        return f"the worker ended by itself with status {code}"
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+    def end(self, patience_s: float = 5.0) -> None:
+        """Let an idle worker end; one that does not is killed."""
+        self._tell(("end",))
+        self.process.join(patience_s)
+        self.kill()
+
+    def _tell(self, order: tuple[Any, ...]) -> None:
+        with contextlib.suppress(OSError):
+            self.pipe.send(order)
