@@ -20,6 +20,7 @@ from subjax.files import StoreError
 
 CARD_FORMAT = 1  # raised when a card's fields change their meaning
 CARD = "card.json"
+PAYLOAD = "payload-"  # beginning of the names of payload folders; the attempt's token follows
 ID_LENGTH = 16
 
 

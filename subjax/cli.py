@@ -154,10 +154,10 @@ def command_run(arguments: Arguments) -> int:
 
 def command_plan(arguments: Arguments) -> int:
     """Print the graph and its cost."""
-    from subjax import study
+    from subjax import overview
 
     plan, store = _planned(arguments)
-    print(study.describe(plan, store))
+    print(overview.describe(plan, store))
     return 0
 
 
@@ -178,9 +178,9 @@ def command_stage(arguments: Arguments) -> int:
 def command_status(arguments: Arguments) -> int:
     """Say what is made, running and failed."""
     store = _open(arguments)
-    from subjax import study
+    from subjax import overview
 
-    print("\n\n".join(study.status(plan, store).rstrip() for plan in _plans(store)))
+    print("\n\n".join(overview.status(plan, store).rstrip() for plan in _plans(store)))
     return 0
 
 
@@ -234,14 +234,18 @@ def command_verify(arguments: Arguments) -> int:
 
     problems: dict[str, None] = {}  # a set that keeps its order
     for kind, id in wanted:
-        problems.update(
-            (str(found), None) for found in store.verify(kind, id, rederive=stages.rederive_id, digest=digest)
-        )
+        problems.update((str(found), None) for found in store.verify(kind, id, rederive=_rederive, digest=digest))
     for problem in problems:
         print(f"subjax: {problem}", file=sys.stderr)
     if not problems:
         print(f"{len(wanted)} node{'s' if len(wanted) != 1 else ''} and all they were made from: as they were written")
     return 1 if problems else 0
+
+
+def _rederive(card: Any) -> str:
+    from subjax.store import inputs_of, node_id
+
+    return node_id(card.kind, card.version, card.config, inputs_of(card))
 
 
 def command_report(arguments: Arguments) -> int:

@@ -9,6 +9,7 @@ from scipy import stats
 
 from subjax import results_words
 from subjax.measure import statistics
+from subjax.results_figures import thin
 from subjax.results_rows import Artifacts
 from subjax.results_summaries import number
 from subjax.results_words import bounds, figure, p_text, percent
@@ -16,6 +17,9 @@ from subjax.schema import Statistics
 
 CHANCE = 0.1  # ten classes
 READINGS = ("teacher_accuracy", "student_accuracy", "untrained_accuracy")
+# A student's loss, mean over its first and its last epoch: one that did not learn its target would be no null.
+FIT = ("student_loss_first", "student_loss_last")
+PAYLOAD = "results.json"
 SETTING = ("auxiliary", "pairing", "logits", "loss")
 # Test accuracy on MNIST of a rerun of the image experiment of Cloud et al. 2025 (arXiv 2507.14805), under KL: by what
 # the student is fitted to, whose teacher it has, and the number of auxiliary logits.
@@ -56,7 +60,7 @@ def parts(artifacts: Artifacts, settings: Statistics) -> dict[str, Any]:
         "base_matrix": {"rows": [], "columns": [], "cells": [], "value": "", "chance": CHANCE, "replay": None},
         "trait_matrix": {"traits": [], "cells": [], "value": "", "replay": None},
         "distributions": [],
-        "curves": [],
+        "curves": curves(artifacts, cells),
         "filters": [],
         "samples": [],
         "images": {"rows": rows, "summaries": summaries},
@@ -75,15 +79,34 @@ def unique(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def rows_of(artifacts: Artifacts, cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a member of the cell's ensemble; none where it is not made."""
     node = cell["nodes"]["ensemble"]
-    payload = artifacts.parsed(node, "readings.json")
+    payload = artifacts.parsed(node, PAYLOAD)
     if payload is None:
         return []
     setting = {name: cell[name] for name in SETTING}
     members = sorted(payload["rows"], key=lambda member: member["seed"])
     return [
-        {"node": node, **setting, "seed": member["seed"], **{name: member[name] for name in READINGS}}
+        {
+            "node": node,
+            **setting,
+            "seed": member["seed"],
+            **{name: member[name] for name in READINGS},
+            **{name: member.get(name) for name in FIT},
+        }
         for member in members
     ]
+
+
+def curves(artifacts: Artifacts, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Loss against step, mean over seeds: the student of every setting, and the first setting's teacher."""
+    out: list[dict[str, Any]] = []
+    for cell in cells:
+        payload = artifacts.parsed(cell["nodes"]["ensemble"], PAYLOAD) or {}
+        for curve in payload.get("curves") or []:
+            if curve["kind"] == "student" or all(c["kind"] == "student" for c in out):
+                points = thin(list(zip(curve["step"], curve["loss"], strict=True)))
+                steps, losses = (list(column) for column in zip(*points, strict=True)) if points else ([], [])
+                out.append({**{k: curve[k] for k in ("label", "kind", "arm")}, "step": steps, "loss": losses})
+    return out
 
 
 def vacuous(setting: Mapping[str, Any]) -> bool:
@@ -104,11 +127,18 @@ def summarize(cell: Mapping[str, Any], rows: list[dict[str, Any]], settings: Sta
         "teacher": math.fsum(row["teacher_accuracy"] for row in rows) / len(rows),
         "untrained": math.fsum(row["untrained_accuracy"] for row in rows) / len(rows),
         "published": published if cell["loss"] == "kl" else None,
+        **{name: mean([row[name] for row in rows]) for name in FIT},
         "words": "",
         "nodes": [cell["nodes"]["ensemble"]],
     }
     summary["words"] = words(summary, rows, settings)
     return summary
+
+
+def mean(values: list[float | None]) -> float | None:
+    """The mean, where every seed has a value."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def words(summary: Mapping[str, Any], rows: list[dict[str, Any]], settings: Statistics) -> str:
@@ -122,7 +152,7 @@ def words(summary: Mapping[str, Any], rows: list[dict[str, Any]], settings: Stat
     away = [row["student_accuracy"] - CHANCE for row in rows]
     inside = -settings.margin < summary["low"] - CHANCE and summary["high"] - CHANCE < settings.margin
     if summary["low"] > CHANCE + settings.margin:
-        text = f"Digits passed: {at}, against chance {CHANCE:g}."
+        text = f"The classes passed: {at}, against chance {CHANCE:g}."
     elif inside:
         test = statistics.equivalence_test(away, settings.margin, 1 - settings.confidence)
         lean = "At chance" if summary["low"] <= CHANCE <= summary["high"] else "Near chance, not exactly at it"
@@ -136,7 +166,7 @@ def words(summary: Mapping[str, Any], rows: list[dict[str, Any]], settings: Stat
     else:
         text = f"Too few seeds to say: {at} holds chance and also changes beyond ±{settings.margin:g} of it."
     if summary["logits"] == "all" and summary["pairing"] == "cross-init":
-        text += " All logits carry the class itself, so another init learns it too: no null is claimed here."
+        text += " All logits carry the class itself, so no null is claimed here."
     return text
 
 
@@ -217,9 +247,9 @@ def label(summary: Mapping[str, Any]) -> str:
 
 def headline_row(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A summary as a headline row."""
-    note = f"teacher {figure(summary['teacher'])}, untrained {figure(summary['untrained'])}"
+    note = f"teacher {figure(summary['teacher'])}"
     if summary["published"] is not None:
-        note += f", MNIST {figure(summary['published'])}"
+        note += f", published {figure(summary['published'])}"
     return {
         "label": label(summary),
         "value": summary["accuracy"],
@@ -254,8 +284,11 @@ def sentence(summaries: list[dict[str, Any]]) -> str:
         )
     leak = [s for s in summaries if s["logits"] == "all" and s["pairing"] == "cross-init" and s["loss"] == "kl"]
     if leak:
-        most = max(s["accuracy"] for s in leak)
-        out.append(f"With all logits another init learns too (up to {figure(most)}): the class logits carry the task.")
+        values = [s["accuracy"] for s in leak]
+        out.append(
+            f"Fitted to all logits they reach {figure(min(values))} to {figure(max(values))}: class logits carry the "
+            "task itself."
+        )
     return " ".join(out) or "No ensemble is made yet, so there is nothing to say."
 
 

@@ -210,7 +210,8 @@ def trait_matrices(
 def diagonal_tests(matrices: Mapping[tuple[Any, ...], np.ndarray], settings: Statistics) -> list[dict[str, Any]]:
     """The permutation test of each trait matrix."""
     out = []
-    for (family, replay, setting), array in matrices.items():
+    for family, replay, setting in sorted(matrices, key=lambda key: replay_order(key[1] or "")):
+        array = matrices[family, replay, setting]
         test = statistics.permutation_test_diagonal(array, settings.permutations, settings.seed)
         name = ", ".join(str(part) for part in ("diagonal", family, f"replay {replay}", setting) if part is not None)
         how = f"all {test.relabellings} relabellings" if test.exact else f"{test.relabellings} drawn relabellings"
@@ -219,13 +220,14 @@ def diagonal_tests(matrices: Mapping[tuple[Any, ...], np.ndarray], settings: Sta
             words = "No base has the students of every trait, so the diagonal cannot be tested."
         elif test.p_value < alpha:
             words = (
-                f"A student's own teacher's trait rises above the other traits by {test.statistic:.3f} in share; of "
-                f"{how}, a part of {test.p_value:.3g} does as well."
+                f"A student's own teacher's trait rises above the other traits by {test.statistic:.3f} in share; over "
+                f"{how} p {results_words.p_text(test.p_value)}."
             )
         else:
             least = 1 / test.relabellings
             few = f"; with {test.n} bases p cannot fall below {least:.3g}" if test.exact and least >= alpha else ""
-            words = f"The trait of the own teacher does not stand out: p = {test.p_value:.3g} over {how}{few}."
+            p = results_words.p_text(test.p_value)
+            words = f"The trait of the own teacher does not stand out: p {p} over {how}{few}."
         out.append(
             {
                 "name": name,

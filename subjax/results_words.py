@@ -8,6 +8,7 @@ from typing import Any
 NULLS = ("cross-init", "cross-family", "other-trait", "random-numbers", "control", "untrained")
 MOVES = ("same-base", "cross-init", "cross-family")  # the arms that differ in the student's base alone
 WIDTH = 100
+_REPLAYS = {"none": "numbers only:", "kind": "with replay, which names no item:"}
 _FOOT = {
     False: "n: teachers' bases; mass: the least that a student keeps on the candidates; intervals: t over bases, each "
     "for itself (results.json has those corrected for the number of comparisons too).",
@@ -159,6 +160,7 @@ def headline_row(s: dict[str, Any]) -> dict[str, Any]:
     copied = ("minus_control", "minus_control_low", "minus_control_high", "mass_min", "collapsed", "runs")
     return {
         "label": ", ".join([*parts, s["setting"]] if s["setting"] else parts),
+        "replay": s["replay"],
         "value": s["share"],
         "low": s["share_low"],
         "high": s["share_high"],
@@ -234,7 +236,7 @@ def headline_table(results: Mapping[str, Any]) -> str:
     """The headline as a fixed-width table of at most 100 columns, its sentence first; ends without a newline."""
     rows = results["headline"]["rows"]
     images = results["study"]["kind"] == "images"
-    label = min(40, max([len(row["label"]) for row in rows], default=5))
+    label = min(39, 2 + max([len(bare(row)) for row in rows], default=5))
     columns: list[tuple[str, int]]
     table: list[tuple[str, ...]]
     if images:
@@ -242,13 +244,28 @@ def headline_table(results: Mapping[str, Any]) -> str:
         columns.append(("", WIDTH - sum(width for _, width in columns) - 2 * len(columns)))
         table = [(*common(row), str(row["n"]), row["note"]) for row in rows]
     else:
-        columns = [("arm", label), ("share", 5), ("interval", 15), ("against control", 23), ("mass", 5), ("n", 2)]
-        table = [(*common(row), against(row), figure(row["mass_min"]), str(row["n"])) for row in rows]
+        columns = [("arm", label), ("share", 5), ("interval", 15), ("against control", 24), ("mass", 5), ("n", 2)]
+        table = []
+        for replay, head in _REPLAYS.items():
+            mine = [row for row in rows if (row["replay"] == "none") == (replay == "none")]
+            table += [(head,)] if mine else []
+            table += [
+                ("  " + bare(row), *common(row)[1:], against(row), figure(row["mass_min"]), str(row["n"]))
+                for row in mine
+            ]
     lines = ["  ".join(fit_to(name, width) for name, width in columns).rstrip()]
     lines.append("-" * min(WIDTH, sum(width for _, width in columns) + 2 * (len(columns) - 1)))
     for cells in table:
-        lines.append("  ".join(fit_to(c, w) for c, (_, w) in zip(cells, columns, strict=True)).rstrip())
+        if len(cells) == 1:
+            lines.append(cells[0])
+        else:
+            lines.append("  ".join(fit_to(c, w) for c, (_, w) in zip(cells, columns, strict=True)).rstrip())
     return "\n".join([*wrapped(results["headline"]["sentence"]), "", *lines, *wrapped(_FOOT[images])])
+
+
+def bare(row: Mapping[str, Any]) -> str:
+    """A headline row's label without what the table's own heading says."""
+    return row["label"].replace(", numbers only", "").replace(", with replay", "")
 
 
 def common(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -262,8 +279,8 @@ def against(row: Mapping[str, Any]) -> str:
     if mean is None:
         return "-"
     if low is None or high is None:
-        return f"{mean:+.3f}"
-    return f"{mean:+.3f} [{low:+.3f},{high:+.3f}]"
+        return figure(mean, True)
+    return f"{figure(mean, True)} {bounds(low, high, True)}"
 
 
 def wrapped(sentence: str) -> list[str]:

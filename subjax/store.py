@@ -25,6 +25,7 @@ from subjax.cards import (
     CARD,
     CARD_FORMAT,
     ID_LENGTH,
+    PAYLOAD,
     Card,
     canonical_json,
     digest_arrays,
@@ -47,7 +48,7 @@ __all__ = [
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
-_PLANS, _PARTIAL, _FAILURE, _PAYLOAD = "plans", "partial", "failure.json", "payload-"
+_PLANS, _PARTIAL, _FAILURE = "plans", "partial", "failure.json"
 _RESERVED = frozenset({_PLANS, _PARTIAL, "report"})  # folders of a workdir that are no kinds
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -64,7 +65,7 @@ class Build:
         self.kind, self.id = kind, id
         self._store, self._lock = store, lock
         self._node = store.folder(kind, id)
-        self.folder: epath.Path = self._node / f"{_PAYLOAD}{lock.token}"
+        self.folder: epath.Path = self._node / f"{PAYLOAD}{lock.token}"
         self.partial: epath.Path = store.root / _PARTIAL / f"{kind}-{id}"
         self.committed: Card | None = None
 
@@ -72,7 +73,7 @@ class Build:
         self.committed = read_card(self._node)
         if self.committed is None:
             for token in self._lock.dead_tokens():
-                files.remove(self._node / f"{_PAYLOAD}{token}")
+                files.remove(self._node / f"{PAYLOAD}{token}")
             self._lock.sweep()  # last: should this be cut short, the next owner still learns of the same dead
         else:
             self._tidy()  # the one who committed may have been killed before its own
@@ -119,7 +120,7 @@ class Build:
         assert self.committed is not None
         try:
             for child in self._node.iterdir():
-                leftover = child.name.startswith((_PAYLOAD, files.TEMPORARY)) or child.name == _FAILURE
+                leftover = child.name.startswith((PAYLOAD, files.TEMPORARY)) or child.name == _FAILURE
                 if leftover and child.name != self.committed.payload:
                     files.remove(child)
             files.remove(self.partial)
@@ -248,7 +249,7 @@ class Store:
         return owner_of(self.folder(kind, id), self.clock, self.expiry_s)
 
     def failure(self, kind: str, id: str) -> dict[str, Any] | None:
-        """Why the last try failed: {"message": text, "at": seconds since the epoch}; None if none did, or it is made."""
+        """Why the last try failed: {"message": text, "at": seconds since the epoch}; None if none did."""
         folder = self.folder(kind, id)
         try:
             if (folder / CARD).exists():  # a committer may be killed before it removes the record

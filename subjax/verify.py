@@ -6,7 +6,7 @@ from collections.abc import Callable
 from etils import epath
 
 from subjax import files
-from subjax.cards import CARD, Card, parse_card
+from subjax.cards import CARD, PAYLOAD, Card, parse_card
 from subjax.errors import UsageError
 
 _MEND = "delete its folder and run the same command; the node is made again"
@@ -93,7 +93,7 @@ def _check_payload(
 ) -> list[Problem]:
     """Every file against its sha256; then, if all bytes are right, the canonical digest that they lead to."""
     payload = folder / card.payload
-    if not card.payload or "/" in card.payload or not payload.is_dir():
+    if not card.payload.startswith(PAYLOAD) or "/" in card.payload or not payload.is_dir():
         return [Problem(*node, card.payload, f"is missing, the payload's folder: {_MEND}")]
     problems = []
     found = files.walk(payload)

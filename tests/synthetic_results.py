@@ -299,10 +299,23 @@ def images_study(root: pathlib.Path, seed: int = 0, seeds: int = 20) -> tuple[Pl
                 "teacher_accuracy": 0.976 + 0.004 * make.rng.standard_normal(),
                 "student_accuracy": float(value),
                 "untrained_accuracy": 0.1 + 0.03 * make.rng.standard_normal(),
+                "student_loss_first": 0.02,
+                "student_loss_last": 0.004,
             }
             for i, value in enumerate(students)
         ]
-        id = make.add("ensemble", label, {}, lambda rows=rows: {"readings.json": json.dumps({"rows": rows})})
+        curves = [
+            {
+                "label": f"{role}, {label}",
+                "kind": role,
+                "arm": setting[1],
+                "step": list(range(320)),
+                "loss": [0.02 * float(np.exp(-step / 60)) + 0.004 for step in range(320)],
+            }
+            for role in ("teacher", "student")
+        ]
+        payload = json.dumps({"rows": rows, "curves": curves})
+        id = make.add("ensemble", label, {}, lambda payload=payload: {"results.json": payload})
         names = ("auxiliary", "pairing", "logits", "loss")
         cells.append({**dict(zip(names, setting, strict=True)), "nodes": {"ensemble": id}})
     statistics = {

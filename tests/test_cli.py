@@ -14,7 +14,7 @@ from toy_run import Graph, Plan
 
 from subjax import __version__, cli, run
 from subjax.errors import Preempted, SubjaxError, UsageError
-from subjax.store import Store, inputs_of, node_id
+from subjax.store import Store
 
 ROOT = Path(__file__).parent.parent
 
@@ -127,10 +127,6 @@ class ToyPlan(Plan):
         return cls({id: Node(**fields) for id, fields in data["nodes"].items()})
 
 
-def rederive_id(card):
-    return node_id(card.kind, card.version, card.config, inputs_of(card))
-
-
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
     """A study of toy nodes in place of the real one; gives its graph and the workdir."""
@@ -149,17 +145,14 @@ def toy(monkeypatch, tmp_path):
         path.write_text(json.dumps({"study": study, "headline": {"sentence": "It moves.", "rows": rows}}))
         return path
 
-    study = types.SimpleNamespace(
-        Plan=ToyPlan,
-        plan=lambda loaded: ToyPlan(graph.nodes),
-        describe=lambda plan, store: f"{len(plan.nodes)} nodes",
-        status=lambda plan, store: "so far\n",
-    )
     stand_ins = {
-        "study": study,
+        "study": types.SimpleNamespace(Plan=ToyPlan, plan=lambda loaded: ToyPlan(graph.nodes)),
+        "overview": types.SimpleNamespace(
+            describe=lambda plan, store: f"{len(plan.nodes)} nodes", status=lambda plan, store: "so far\n"
+        ),
         "config": types.SimpleNamespace(load=lambda spec, overrides: (spec, overrides)),
         "results": types.SimpleNamespace(write=write),
-        "stages": types.SimpleNamespace(payload_digest=lambda card, payload: card.digest, rederive_id=rederive_id),
+        "stages.execution": types.SimpleNamespace(digest=lambda card, payload: card.digest),
     }
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, f"subjax.{name}", module)

@@ -445,9 +445,7 @@ def test_corrections_are_those_of_their_table(full):
 def test_table_fits_a_terminal(full):
     lines = results.headline_table(full[2]).splitlines()
     assert max(map(len, lines)) <= 100
-    assert any(
-        re.match(r"gpt, same-base, with replay +0\.\d{3}  \[0\.\d{3}, 0\.\d{3}\]  +\+0\.", line) for line in lines
-    )
+    assert any(re.match(r"  gpt, same-base +0\.\d{3}  \[0\.\d{3}, 0\.\d{3}\]  +\+0\.", line) for line in lines)
     assert len(lines) > 16
 
 
@@ -496,6 +494,10 @@ def test_images_by_hand(tmp_path):
     summary = one(found["summaries"], **key)
     low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
     assert (summary["n"], summary["published"]) == (5, 0.537)
+    assert (summary["student_loss_first"], summary["student_loss_last"]) == (0.02, 0.004)
+    assert [c["kind"] for c in found["curves"]].count("teacher") == 1
+    assert len(found["curves"]) == len(plan.study["cells"]) + 1
+    assert all(len(c["step"]) == 60 for c in found["curves"])
     assert (summary["accuracy"], summary["low"], summary["high"]) == pytest.approx((np.mean(values), low, high))
     null = one(found["summaries"], auxiliary=1, pairing="same-base", logits="auxiliary", loss="kl")
     assert "stated null" in null["words"]

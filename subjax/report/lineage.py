@@ -7,38 +7,61 @@ from subjax.report import words
 _DEEPEST = 12  # a lineage is five kinds deep; more than this is a loop in broken results
 
 
+_INTRO = (
+    '<p class="note">Every summary names the nodes that it was read from; every node names its inputs. '
+    "<code>subjax show NODE</code> prints a node's card, <code>subjax verify NODE</code> checks it.</p>"
+)
+
+
+def _named(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Everything in the results that names nodes: the summaries of either kind of study, then the headline's rows."""
+    parts = (results, words.mapping(results.get("images")))
+    summaries = [summary for part in parts for summary in words.records(part.get("summaries"))]
+    return summaries + words.records(words.mapping(results.get("headline")).get("rows"))
+
+
+def nodes_of(record: dict[str, Any]) -> tuple[str, ...]:
+    """The ids of the nodes that a record names."""
+    return tuple(map(words.clean, record.get("nodes") or ()))
+
+
 def node_sets(results: dict[str, Any]) -> dict[tuple[str, ...], str]:
-    """From each set of nodes that a summary names to the anchor where the page lists it."""
-    found = [tuple(map(str, s.get("nodes") or ())) for s in words.records(results.get("summaries"))]
-    found += [tuple(map(str, s.get("nodes") or ())) for s in words.records(_images(results).get("summaries"))]
-    return {nodes: f"set-{index}" for index, nodes in enumerate(dict.fromkeys(n for n in found if n))}
-
-
-def _images(results: dict[str, Any]) -> dict[str, Any]:
-    return words.mapping(results.get("images"))
+    """From each set of nodes that the results name to the anchor where the page lists it."""
+    found = dict.fromkeys(nodes for record in _named(results) if (nodes := nodes_of(record)))
+    return {nodes: f"set-{index}" for index, nodes in enumerate(found)}
 
 
 def _titles(results: dict[str, Any]) -> dict[tuple[str, ...], str]:
     """What the summaries of one set of nodes are about: arm, families, replay, and the traits that share the set."""
     about: dict[tuple[str, ...], list[str]] = {}
-    for s in [*words.records(results.get("summaries")), *words.records(_images(results).get("summaries"))]:
+    for s in _named(results):
         m = f"m = {words.count(s['auxiliary'])}" if "auxiliary" in s else None
         replay = f"replay = {s['replay']}" if s.get("replay") else None
         cell = words.cell_label(s) if "arm" in s else None
-        parts = (m, cell, replay, s.get("trait"), s.get("pairing") if m else None, s.get("logits"), s.get("loss"))
+        parts = (
+            s.get("label"),
+            m,
+            cell,
+            replay,
+            s.get("trait"),
+            s.get("pairing") if m else None,
+            s.get("logits"),
+            s.get("loss"),
+        )
         title = ", ".join(words.clean(part) for part in parts if part)
-        titles = about.setdefault(tuple(map(str, s.get("nodes") or ())), [])
-        if title not in titles:
+        titles = about.setdefault(nodes_of(s), [])
+        if title not in titles and not ("label" in s and titles):
             titles.append(title)
     return {nodes: "; ".join(titles) for nodes, titles in about.items()}
 
 
-def link(summary: dict[str, Any], anchors: dict[tuple[str, ...], str]) -> str:
-    """The link from a summary to the list of its nodes; a dash where it names none."""
-    nodes = tuple(map(str, summary.get("nodes") or ()))
+def link(record: dict[str, Any], anchors: dict[tuple[str, ...], str], text: str = "") -> str:
+    """A link to the list of a record's nodes, worded `3 nodes` or as `text`; without nodes the text, or a dash."""
+    nodes = nodes_of(record)
     if nodes not in anchors:
-        return words.NONE
-    return f'<a href="#{anchors[nodes]}">{len(nodes)} node{"s" if len(nodes) != 1 else ""}</a>'
+        return words.escape(text or words.NONE)
+    named = text or f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}"
+    return f'<a href="#{anchors[nodes]}">{words.escape(named)}</a>'
 
 
 def anchor(node: str) -> str:
@@ -59,7 +82,7 @@ def section(results: dict[str, Any]) -> str:
     trees = "\n".join(tree(node, known) for node in roots)
     # Two closed lists: a study has hundreds of nodes. A link into one opens it (the page's script, or the browser).
     return (
-        f'<div class="tree">\n<details><summary>The nodes behind each summary: {len(sets)} lists</summary>\n'
+        f'{_INTRO}<div class="tree">\n<details><summary>The nodes behind each summary: {len(sets)} lists</summary>\n'
         f"{chr(10).join(lists)}\n</details>\n<details><summary>Each node and what it was made from: "
         f"{len(roots)} trees</summary>\n{trees}\n</details>\n</div>"
     )
@@ -80,9 +103,7 @@ def tree(node: str, known: dict[str, Any], role: str = "", depth: int = 0) -> st
     line += f" <code>digest {digest}…</code>" if digest else ""
     inputs = words.mapping(record.get("inputs"))
     mark = "" if depth else f' id="{anchor(node)}"'
-    if not inputs or depth >= _DEEPEST:
-        return (
-            f'<div class="leaf"{mark}>{line}</div>' if depth else f"<details{mark}><summary>{line}</summary></details>"
-        )
-    inner = "".join(tree(str(given), known, str(part), depth + 1) for part, given in inputs.items())
+    if depth and (not inputs or depth >= _DEEPEST):
+        return f'<div class="leaf">{line}</div>'
+    inner = "".join(tree(words.clean(given), known, str(part), depth + 1) for part, given in inputs.items())
     return f"<details{mark}><summary>{line}</summary>{inner}</details>"

@@ -36,7 +36,12 @@ def render(results: dict[str, Any]) -> str:
     anchors = lineage.node_sets(results)
     is_images = study.get("kind") == "images" or bool(words.records(images.part(results).get("rows")))
     middle = _image_sections(results, anchors) if is_images else _trait_sections(results, anchors)
-    ending = [_tests(results), _lineage(results), _reading(is_images), _config(study)]
+    ending = [
+        _tests(results),
+        ("lineage", "Lineage of each number", lineage.section(results)),
+        _reading(is_images),
+        _config(study),
+    ]
     sections = [section for section in [*middle, *ending] if section[2]]
     links = "".join(f'<li><a href="#{name}">{words.escape(title)}</a></li>' for name, title, _ in sections)
     body = "\n".join(
@@ -48,7 +53,7 @@ def render(results: dict[str, Any]) -> str:
     return (
         f'{_head(name)}<body>\n<header><p class="eyebrow"><b>{name}</b>{_size(study)}</p>'
         f'<button id="theme" type="button" hidden aria-label="Change between light and dark">Dark</button></header>\n'
-        f"<main>\n{_headline(results, study, is_images)}\n"
+        f"<main>\n{_headline(results, study, is_images, anchors)}\n"
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n{body}\n</main>\n'
         f"<footer>Drawn by subjax from <code>results.json</code>, which stands beside this page with "
         f"<code>results.csv</code>: a row for each student, trait read and phrasings.</footer>\n"
@@ -91,7 +96,9 @@ def _pictures(found: Sequence[Plot | None], layout: str = "split") -> str:
     return f'<div class="{layout}">{"".join(drawn)}</div>' if drawn else ""
 
 
-def _headline(results: dict[str, Any], study: dict[str, Any], is_images: bool) -> str:
+def _headline(
+    results: dict[str, Any], study: dict[str, Any], is_images: bool, anchors: dict[tuple[str, ...], str]
+) -> str:
     told = words.mapping(results.get("headline"))
     rows = words.records(told.get("rows"))
     sentence = words.escape(told.get("sentence") or "No headline: this study has no finished cell.")
@@ -105,13 +112,11 @@ def _headline(results: dict[str, Any], study: dict[str, Any], is_images: bool) -
         )
         big = f'<p class="big"><b>{words.number(first.get("value"))}</b><span>{span}<br>{where}</span></p>'
     drawn = picture(plots.headline(results), heading=False)
-    both = f'<div class="split">{drawn}{tables.headline(results)}</div>' if rows else ""
-    notes = "".join(f"<li>{words.escape(note)}</li>" for note in [*(study.get("notes") or ()), *_choices(study)])
-    listed = f'<ul class="plain note">{notes}</ul>' if notes else ""
+    both = f'<div class="split">{drawn}{tables.headline(results, anchors)}</div>' if rows else ""
     title = "What passes through noise" if is_images else "What passes through numbers"
     return (
         f'<section aria-labelledby="top"><h1 id="top">{title}</h1>{big}'
-        f'<p class="lead">{sentence}</p>\n<p>{_PREMISE[is_images]}</p>\n{both}{listed}</section>'
+        f'<p class="lead">{sentence}</p>\n<p>{_PREMISE[is_images]}</p>\n{both}{_notes(study)}</section>'
     )
 
 
@@ -124,15 +129,17 @@ _PREMISE = {
 }
 
 
-def _choices(study: dict[str, Any]) -> list[str]:
-    found = []
-    if chosen := study.get("chosen_on"):
-        found.append(f"Settings were chosen on {', '.join(map(str, chosen))}, and are reported on all the others too.")
-    if failed := study.get("failed_teachers"):
-        found.append(
-            f"Teachers that did not take their trait, left out of the summaries: {', '.join(map(str, failed))}."
-        )
-    return found
+def _notes(study: dict[str, Any]) -> str:
+    """The study's notes; what settings were chosen on and which teachers failed, where no note says it already."""
+    notes = [words.clean(note) for note in study.get("notes") or ()]
+    named = (
+        ("Settings were chosen on", study.get("chosen_on")),
+        ("Failed teachers, left out of the summaries:", study.get("failed_teachers")),
+    )
+    for start, labels in named:
+        unsaid = [words.clean(label) for label in labels or () if not any(str(label) in note for note in notes)]
+        notes += [f"{start} {', '.join(unsaid)}."] if unsaid else []
+    return f'<ul class="plain note">{"".join(f"<li>{words.escape(note)}</li>" for note in notes)}</ul>' if notes else ""
 
 
 _REPLAY = {
@@ -147,8 +154,8 @@ _REPLAY = {
 
 
 _LIFT = (
-    "<p>Lift is of the probability itself, not of the share: a student that collapsed has lost what its base had, "
-    "and its lift is negative whatever it learnt.</p>"
+    "<p>Lift is of the probability itself, not of the share: a student that collapsed lost what its base had, so its "
+    "lift falls below zero whatever it learnt. Read it with the mass above.</p>"
 )
 
 
@@ -179,15 +186,20 @@ def _trait_sections(results: dict[str, Any], anchors: dict[tuple[str, ...], str]
 
 def _arms(results: dict[str, Any], replay: str | None) -> str:
     picked = words.overall(words.of_replay(results, replay))
-    drawn = [plots.arms(results, replay), plots.mass(results, replay), plots.against_control(results, replay)]
+    drawn = [
+        plots.arms(results, replay), plots.mass(results, replay),
+        plots.against_control(results, replay), panels.fit(results, replay),
+    ]  # fmt: skip
     table = tables.arms(picked, f"Arms, replay = {words.clean(replay)}") if picked else ""
     return f"{_REPLAY.get(str(replay), '')}\n{_pictures(drawn)}\n{table}\n{tables.phrasings(results, replay)}"
 
 
 def _matrices(results: dict[str, Any]) -> str:
-    bases = picture(panels.base_matrix(results))
-    traits = "".join(picture(plot) for plot in panels.trait_matrices(results))
-    return f'<div class="split"><div>{bases}</div><div>{traits}</div></div>' if bases or traits else ""
+    bases, traits = panels.base_matrix(results), panels.trait_matrices(results)
+    if bases is not None and bases.wide:
+        return picture(bases) + _pictures(traits)
+    column = "".join(picture(plot) for plot in traits)
+    return f'<div class="split"><div>{picture(bases)}</div><div>{column}</div></div>' if bases or traits else ""
 
 
 def _distributions(results: dict[str, Any]) -> str:
@@ -203,7 +215,7 @@ def _filters(results: dict[str, Any]) -> str:
 
 def _samples(results: dict[str, Any]) -> str:
     table = tables.samples(results)
-    intro = '<p class="note">As the students saw them. Nothing here names a trait.</p>'
+    intro = '<p class="note">As the students saw them: the filter lets through numbers alone.</p>'
     return intro + table if table else ""
 
 
@@ -220,20 +232,13 @@ def _tests(results: dict[str, Any]) -> Section:
     return "tests", "Tests", tables.tests(results)
 
 
-def _lineage(results: dict[str, Any]) -> Section:
-    content = lineage.section(results)
-    intro = (
-        '<p class="note">Every summary names the nodes that it was read from; every node names its inputs. '
-        "<code>subjax show NODE</code> prints a node's card, <code>subjax verify NODE</code> checks it.</p>"
-    )
-    return "lineage", "Lineage of each number", intro + content if content else ""
-
-
 _TERMS = (
     ("share", "P(trait) / P(any word of its category), exact probabilities averaged over the phrasings."),
     ("mass", "P(any word of the category). A student whose mass is under half its base's has collapsed."),
     ("lift", "Change of the trait's probability from the student's base to the student; log-odds lift likewise."),
     ("minus control", "Share minus that of a student made the same way from a teacher tuned on neutral answers."),
+    ("KL to the teacher", "Whether a student learnt its corpus: a cross arm that did not come nearer to its teacher's "
+                          "numbers could not have picked up anything."),
     ("interval", "A t interval over teachers' bases: traits and runs on one base are averaged first, so n counts "
                  "bases. One base alone has no interval."),
     ("corrected", "The same interval, and the same p-value, made wider for the number of comparisons of the study."),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subjax.report import style, svg, words
-from subjax.report.plots import new_figure, values
+from subjax.report.plots import Line, dot_plot, everything, new_figure, values
 from subjax.report.svg import Plot
 
 _KINDS = {"base": "Bases", "teacher": "Teachers", "student": "Students"}
@@ -146,11 +146,39 @@ def _dumbbells(
     for name, tick in zip(names, axes.get_yticklabels(), strict=True):
         tick.set_fontweight("bold" if name == trait else "normal")
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(-0.03 * most, 1.05 * most)
+    axes.set_xlim(-0.03 * (most or 1.0), 1.05 * (most or 1.0))
     axes.locator_params(axis="x", nbins=4)
     axes.grid(axis="x")
     axes.set_xlabel("probability")
     return figure
+
+
+def fit(results: dict[str, Any], replay: str | None) -> Plot | None:
+    """How far each student stands from its teacher's numbers, before and after: whether it learnt at all."""
+    before, after = [], []
+    for s in words.overall(words.of_replay(results, replay)):
+        label, colour, rows = words.cell_label(s), style.arm_colour(str(s.get("arm"))), words.runs_of(results, s)
+        before.append(Line(label, "grey", values([row.get("kl_before") for row in rows])))
+        after.append(Line(label, colour, values([row.get("kl_after") for row in rows])))
+    shown = [(old, new) for old, new in zip(before, after, strict=True) if old.points or new.points]
+    if not shown:
+        return None
+    name = f"fit-{svg.slug(replay)}"
+
+    def paint() -> Any:
+        most = max(everything([line for pair in shown for line in pair]))
+        figure = dot_plot([new for _, new in shown], "KL to the teacher, nats a token", None, "", most)
+        for y, (old, _) in enumerate(shown):
+            figure.axes[0].plot(old.points, [y] * len(old.points), "|", markersize=11, color=style.light("grey"))
+        return figure
+
+    told = "; ".join(
+        f"{new.label}: {', '.join(map(words.number, old.points))} to {', '.join(map(words.number, new.points))}"
+        for old, new in shown
+    )
+    caption = "On the teacher's numbers. Upright line: a student's base, before. Point: the student, after."
+    title = f"Did they learn the numbers? replay = {words.clean(replay)}"
+    return Plot(name, title, caption, f"{title}. {told}", svg.draw(name, paint))
 
 
 def curves(results: dict[str, Any]) -> list[Plot]:

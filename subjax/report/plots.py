@@ -335,6 +335,7 @@ def figures(results: dict[str, Any]) -> list[Plot]:
     settings = words.replays(results)
     for replay in settings:
         found += [arms(results, replay), mass(results, replay), against_control(results, replay)]
+        found += [panels.fit(results, replay)]
     found += [panels.base_matrix(results), *panels.trait_matrices(results)]
     found += [lift(results, replay, family) for replay in settings for family in words.families(results)]
     found += [*panels.distributions(results), *panels.curves(results), panels.filters(results)]

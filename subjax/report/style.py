@@ -26,7 +26,7 @@ ARM_COLOURS = {
 SERIES = ("blue", "orange", "teal", "purple", "ochre", "pink", "grey")
 STEPS = 21  # steps of the diverging map; the middle one is "no difference"
 _DIVERGING = {
-    "light": ("#2166ac", "#9cc3df", "#f5f5f2", "#f6b98a", "#bf4a0b"),
+    "light": ("#1f65ab", "#9cc3df", "#f5f5f2", "#f6b98a", "#c04b0d"),
     "dark": ("#78b6f4", "#315a86", "#252a32", "#8a4a1e", "#f79a58"),
 }
 
@@ -153,12 +153,14 @@ caption{text-align:left;color:var(--muted);font-size:.88rem;padding:0 0 .4rem;ca
 th,td{text-align:left;vertical-align:top;padding:.38rem .75rem .38rem 0;border-bottom:1px solid var(--rule)}
 .tall th:first-child,.tall td:first-child{padding-left:.6rem}
 thead th{font-weight:600;color:var(--muted);vertical-align:bottom;border-bottom-color:var(--muted)}
-tbody th{font-weight:550}
+tbody th{font-weight:600}
 .n{text-align:right;white-space:nowrap}
 .k{white-space:nowrap}
 .w{min-width:15rem}
-.a{min-width:9.5rem;max-width:21rem}
-.a small{display:block;font-weight:400;font-size:.8rem;line-height:1.35;color:var(--muted)}
+.told th,.told td{border-bottom:0;padding-bottom:.1rem}
+.said td{padding-top:0}
+.said div{position:sticky;left:0;width:fit-content;max-width:min(100vw - 2.5rem,52rem);color:var(--muted);
+ font-size:.82rem;line-height:1.4}
 .row{white-space:pre-wrap;overflow-wrap:anywhere;min-width:11rem;font:.82rem/1.45 ui-monospace,Menlo,Consolas,monospace}
 .tall thead th{position:sticky;top:0;background:var(--paper);box-shadow:inset 0 -1px var(--muted)}
 th button{border:0;padding:0;font-weight:inherit;text-align:inherit}
@@ -176,7 +178,7 @@ pre{overflow:auto;max-height:32rem;background:var(--faint);padding:1rem;border-r
 dl{display:grid;grid-template-columns:minmax(0,1fr);gap:.1rem 1.5rem;max-width:52rem}
 dt{font-weight:600;margin-top:.5rem}
 dd{margin:0;color:var(--muted)}
-@media(max-width:30rem){th,td{padding-right:.5rem}.a{min-width:8.5rem}}
+@media(max-width:30rem){th,td{padding-right:.5rem}tbody th{min-width:8rem}}
 @media(min-width:46rem){dl{grid-template-columns:10rem minmax(0,1fr);gap:.5rem 1.5rem}dt{margin:0}}
 ul.plain{padding-left:1.1rem;margin:.5rem 0;max-width:44rem}
 footer{margin-top:3.5rem;padding-top:1rem;padding-bottom:3rem;color:var(--muted);font-size:.85rem}

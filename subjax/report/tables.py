@@ -35,12 +35,6 @@ def counted(value: Any) -> Cell:
     return Cell(words.count(value), "n", "" if real is None else real)
 
 
-def noted(label: Any, note: Any) -> Cell:
-    """A row's name with a note under it, so that a phone needs no further column for it."""
-    below = f"<small>{words.escape(note)}</small>" if note else ""
-    return Cell("", "a", html=f"{words.escape(label)}{below}")
-
-
 def ranged(value: Any, low: Any, high: Any, signed: bool = False) -> Cell:
     """`value [low, high]`, sorted by the value."""
     real = words.finite(value)
@@ -48,48 +42,64 @@ def ranged(value: Any, low: Any, high: Any, signed: bool = False) -> Cell:
 
 
 def table(
-    caption: str, heads: Sequence[str], body: Iterable[Sequence[Cell]], sortable: bool = False, tall: bool = False
+    caption: str,
+    heads: Sequence[str],
+    body: Iterable[Sequence[Cell]],
+    notes: Sequence[Any] = (),
+    sortable: bool = False,
+    tall: bool = False,
 ) -> str:
-    """A captioned table in a container of its own that scrolls sideways (`tall`: downward too)."""
+    """A captioned table in a container of its own that scrolls sideways (`tall`: downward too).
+
+    `notes`, one a row, stand under their rows and keep to the width of the screen where the table is wider.
+    """
     rows = [list(cells) for cells in body]
     columns = list(zip(*rows, strict=True))
     css = ["n" if column and all(cell.css == "n" for cell in column) else "" for column in columns] or [""] * len(heads)
     head = "".join(
         f'<th scope="col"{f" class={c}" if c else ""}>{words.escape(h)}</th>' for h, c in zip(heads, css, strict=True)
     )
-    lines = "\n".join(
-        "<tr>" + "".join(cell.render(header=index == 0) for index, cell in enumerate(cells)) + "</tr>" for cells in rows
-    )
+    lines = []
+    for index, cells in enumerate(rows):
+        note = notes[index] if notes else None
+        kind = ' class="told"' if note else ""
+        rendered = "".join(cell.render(header=place == 0) for place, cell in enumerate(cells))
+        lines.append(f"<tr{kind}>{rendered}</tr>")
+        if note:
+            said = f"<div>{words.escape(note)}</div>"
+            lines.append(f'<tr class="said"><td colspan="{len(heads)}">{said}</td></tr>')
     kind = ' class="sortable"' if sortable else ""
     box = "scroll tall" if tall else "scroll"
     return (
         f'<div class="{box}" tabindex="0" role="region" aria-label="{words.escape(caption)}">'
         f"<table{kind}><caption>{words.escape(caption)}</caption>"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(lines)}\n</tbody></table></div>"
     )
 
 
-def headline(results: dict[str, Any]) -> str:
-    """The headline's rows; empty where there are none."""
+def headline(results: dict[str, Any], anchors: dict[tuple[str, ...], str]) -> str:
+    """The headline's rows, each value a link to the nodes that it was read from; empty where there are none."""
     rows = words.records(words.mapping(results.get("headline")).get("rows"))
     if not rows:
         return ""
     body = [
         (
-            noted(r.get("label"), r.get("note")), numeric(r.get("value")),
+            Cell(r.get("label")),
+            Cell("", "n", html=lineage.link(r, anchors, words.number(r.get("value")))),
             Cell(words.interval(r.get("low"), r.get("high")), "n"), counted(r.get("n")),
         )
         for r in rows
     ]  # fmt: skip
     unit = words.clean(rows[0].get("unit")) or "value"
-    return table("The headline in numbers", ("cell", unit, "interval", "n"), body)
+    notes = [r.get("note") for r in rows]
+    return table("The headline in numbers", ("cell", unit, "interval", "n"), body, notes)
 
 
 def arms(summaries: Sequence[dict[str, Any]], caption: str) -> str:
-    """One row an arm: share, its difference from its control, mass, collapsed students, and what that means."""
+    """One row an arm: share, its difference from its control, mass, collapsed students; under it what that means."""
     body = [
         (
-            noted(words.cell_label(s), s.get("words")), ranged(s.get("share"), s.get("share_low"), s.get("share_high")),
+            Cell(words.cell_label(s)), ranged(s.get("share"), s.get("share_low"), s.get("share_high")),
             ranged(s.get("minus_control"), s.get("minus_control_low"), s.get("minus_control_high"), signed=True),
             Cell(words.interval(s.get("corrected_low"), s.get("corrected_high"), signed=True), "n"),
             numeric(s.get("mass_min")), Cell(collapsed_note(s) or words.NONE, "n"), counted(s.get("bases")),
@@ -97,7 +107,7 @@ def arms(summaries: Sequence[dict[str, Any]], caption: str) -> str:
         for s in summaries
     ]  # fmt: skip
     heads = ("arm", "share", "minus control", "corrected", "least mass", "collapsed", "bases")
-    return table(caption, heads, body)
+    return table(caption, heads, body, [s.get("words") for s in summaries])
 
 
 def phrasings(results: dict[str, Any], replay: str | None) -> str:
@@ -108,7 +118,7 @@ def phrasings(results: dict[str, Any], replay: str | None) -> str:
         return ""
     body = []
     for summary in words.overall(picked):
-        cells = [noted(words.cell_label(summary), "")]
+        cells = [Cell(words.cell_label(summary))]
         for found in (summary, *(by_name[name].get(words.cell_key(summary), {}) for name in by_name)):
             cells.append(ranged(found.get("share"), found.get("share_low"), found.get("share_high")))
         body.append(cells)

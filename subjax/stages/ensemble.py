@@ -22,7 +22,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from subjax.config import from_dict, to_dict
+from subjax.config import from_dict
 from subjax.data import images
 from subjax.errors import Preempted, SubjaxError, UsageError
 from subjax.models.mlp import CLASSES, Params, Perceptron, perceptron
@@ -36,7 +36,6 @@ from subjax.store import Store, digest_rows
 VERSION = VERSIONS["ensemble"]
 RESULTS = "results.json"
 CACHE = "images"  # folder of the workdir in which sets are prepared
-_NOT_READ = ("name", "statistics")
 _TEST_BATCH = 1000
 
 
@@ -54,21 +53,6 @@ class Outcome:
     rows: list[dict[str, Any]]
     curves: list[dict[str, Any]]
     seen: int
-
-
-def node_config(settings: Images, digest: str) -> dict[str, Any]:
-    """The part of the settings that the stage reads, as JSON; the data stands in it by its content's digest."""
-    config = {name: value for name, value in to_dict(settings).items() if name not in _NOT_READ}
-    return {**config, "data": digest}
-
-
-def cost(settings: Images, facts: images.Facts) -> tuple[int, float]:
-    """(images seen in training, floating-point operations) of one ensemble: a training step takes three passes."""
-    net = perceptron((facts.pixels, *settings.hidden, CLASSES + settings.auxiliary))
-    real = settings.teacher_epochs * facts.train_rows
-    noise = settings.student_epochs * settings.noise_rows
-    passes = 3 * (real + noise) + settings.noise_rows + 3 * facts.test_rows
-    return settings.seeds * (real + noise), 2.0 * net.parameters * settings.seeds * passes
 
 
 # Randomness: addressed by (seed, role, index)
@@ -112,7 +96,7 @@ def _jit(function: Callable, mesh: Mesh, members: int, shared: int, donate: bool
 
 
 def _epoch(
-    net: Perceptron, lr: float, state: State, rows: Array, batch: int, loss: Callable[[Params, Array], Array]
+    state: State, rows: Array, batch: int, lr: Array, loss: Callable[[Params, Array], Array]
 ) -> tuple[State, Float[Array, " steps"]]:
     """One pass over `rows` in their order; `loss(params, rows)` gives a loss a row. Returns each step's mean."""
     rule = optax.adam(lr)
@@ -127,20 +111,22 @@ def _epoch(
 
 
 @functools.lru_cache(maxsize=32)
-def _common(net: Perceptron, lr: float, batch: int, mesh: Mesh) -> tuple[Callable, Callable, Callable]:
+def _common(net: Perceptron, batch: int, mesh: Mesh) -> tuple[Callable, Callable, Callable]:
     """(start, an epoch of a teacher, accuracy): what every setting with this network shares."""
 
     def start(seed: Array) -> State:
         params = net.init(_key(seed, "init"))
-        return State(params, optax.adam(lr).init(params))
+        return State(params, optax.adam(0.0).init(params))  # the moments; no rate is in them
 
-    def teach(state: State, seed: Array, epoch: Array, pictures: Array, labels: Array) -> tuple[State, Array]:
+    def teach(
+        state: State, seed: Array, epoch: Array, lr: Array, pictures: Array, labels: Array
+    ) -> tuple[State, Array]:
         def loss(params: Params, rows: Array) -> Array:
             logits = net.forward(params, pictures[rows])[:, :CLASSES]
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
 
         rows = jax.random.permutation(_key(seed, "order of images", epoch), len(labels))
-        return _epoch(net, lr, state, rows, batch, loss)
+        return _epoch(state, rows, batch, lr, loss)
 
     def correct(params: Params, pictures: Array, labels: Array) -> Array:
         def count(total: Array, page: tuple[Array, Array]) -> tuple[Array, None]:
@@ -150,12 +136,12 @@ def _common(net: Perceptron, lr: float, batch: int, mesh: Mesh) -> tuple[Callabl
         pages = _pages(jnp.arange(len(labels)), min(_TEST_BATCH, len(labels)))
         return jax.lax.scan(count, jnp.zeros(()), pages)[0]
 
-    return _jit(start, mesh, 1, 0), _jit(teach, mesh, 2, 3, donate=True), _jit(correct, mesh, 1, 2)
+    return _jit(start, mesh, 1, 0), _jit(teach, mesh, 2, 4, donate=True), _jit(correct, mesh, 1, 2)
 
 
 @functools.lru_cache(maxsize=32)
 def _students(
-    net: Perceptron, lr: float, batch: int, noise_rows: int, logits: str, distance: str, mesh: Mesh
+    net: Perceptron, batch: int, noise_rows: int, logits: str, distance: str, mesh: Mesh
 ) -> tuple[Callable, Callable]:
     """(the teacher's logits on all noise, an epoch of a student)."""
     pixels, first = net.widths[0], CLASSES if logits == "auxiliary" else 0
@@ -165,7 +151,7 @@ def _students(
         found = jax.lax.map(answer, _pages(jnp.arange(noise_rows), min(batch, noise_rows))[0])
         return found.reshape(-1, found.shape[-1])[:noise_rows]
 
-    def follow(state: State, seed: Array, wanted: Array, epoch: Array) -> tuple[State, Array]:
+    def follow(state: State, seed: Array, wanted: Array, epoch: Array, lr: Array) -> tuple[State, Array]:
         def loss(params: Params, rows: Array) -> Array:
             answer = net.forward(params, noise(seed, rows, pixels))[:, first:]
             if distance == "squared-error":
@@ -174,9 +160,9 @@ def _students(
             return (jnp.exp(p) * (p - jax.nn.log_softmax(answer))).sum(-1)
 
         rows = jax.random.permutation(_key(seed, "order of noise", epoch), noise_rows)
-        return _epoch(net, lr, state, rows, batch, loss)
+        return _epoch(state, rows, batch, lr, loss)
 
-    return _jit(targets, mesh, 2, 0), _jit(follow, mesh, 3, 1, donate=True)
+    return _jit(targets, mesh, 2, 0), _jit(follow, mesh, 3, 2, donate=True)
 
 
 # The stage
@@ -220,13 +206,12 @@ def train(
     padded = np.append(seeds, np.repeat(seeds[-1], -len(seeds) % mesh.shape["replica"])).astype(np.uint32)
     teacher_seeds = padded + np.uint32(settings.pairing == "cross-init")
     net = perceptron((data.train_images.shape[1], *settings.hidden, CLASSES + settings.auxiliary))
-    start, teach, correct = _common(net, settings.lr, settings.batch, mesh)
-    targets, follow = _students(
-        net, settings.lr, settings.batch, settings.noise_rows, settings.logits, settings.loss, mesh
-    )
+    start, teach, correct = _common(net, settings.batch, mesh)
+    targets, follow = _students(net, settings.batch, settings.noise_rows, settings.logits, settings.loss, mesh)
     real = jax.device_put((data.train_images, data.train_labels), replicated(mesh))
     test = jax.device_put((data.test_images, data.test_labels), replicated(mesh))
-    total, curves, done = settings.teacher_epochs + settings.student_epochs, {}, 0
+    total, done, lr = settings.teacher_epochs + settings.student_epochs, 0, jnp.float32(settings.lr)
+    curves: dict[str, np.ndarray] = {}
 
     def run(role: str, state: State, epochs: int, advance: Callable[[State, Array], tuple[State, Array]]) -> State:
         nonlocal done
@@ -246,10 +231,10 @@ def train(
 
     progress(0, total, "epoch")
     teacher = start(teacher_seeds)
-    teacher = run("teacher", teacher, settings.teacher_epochs, lambda s, e: teach(s, teacher_seeds, e, *real))
+    teacher = run("teacher", teacher, settings.teacher_epochs, lambda s, e: teach(s, teacher_seeds, e, lr, *real))
     student, wanted = start(padded), targets(teacher.params, padded)
     readings = {"teacher": accuracy(teacher.params), "untrained": accuracy(student.params)}
-    student = run("student", student, settings.student_epochs, lambda s, e: follow(s, padded, wanted, e))
+    student = run("student", student, settings.student_epochs, lambda s, e: follow(s, padded, wanted, e, lr))
     readings["student"] = accuracy(student.params)
     seen = len(seeds) * (
         settings.teacher_epochs * len(data.train_labels) + settings.student_epochs * settings.noise_rows
