@@ -6,7 +6,8 @@
 Three animals x two toy families x three inits, every arm, in a synthetic world of 171 words.
 """
 
-from subjax import config, sweep as sweeps
+from subjax import config
+from subjax import sweep as sweeps
 from subjax.schema import ARMS
 
 PLAIN = ("same-base", "cross-init", "cross-family", "control")
@@ -22,7 +23,8 @@ def get_config(arg=None):
     _arguments(arg)
     c = config.defaults("traits")
     c.name = "quickstart"
-    c.chosen_on = ("owl/gpt/0",)
+    # The settings were chosen on bases of seeds 0 and 1, so the study's own bases begin elsewhere: none was looked at.
+    c.base.init_seed = c.base.order_seed = 100
     return c.lock()
 
 

@@ -205,10 +205,16 @@ def _read(folder: epath.Path, generation: int) -> _Record | None:
 
 def owner_of(folder: epath.Path, clock: Clock, expiry_s: float) -> Owner | None:
     """The live owner of the lock in a node's folder, or None."""
+    return _look(folder, clock, expiry_s)[1]
+
+
+def _look(folder: epath.Path, clock: Clock, expiry_s: float) -> tuple[int, Owner | None]:
+    """The highest generation (0 if there is none), and its owner if that one lives."""
     held = _generations(folder)
-    record = _read(folder, held[-1]) if held else None
+    generation = held[-1] if held else 0
+    record = _read(folder, generation) if held else None
     now = clock.now()
-    return record.owner(now) if record is not None and _lives(record, now, expiry_s) else None
+    return generation, record.owner(now) if record is not None and _lives(record, now, expiry_s) else None
 
 
 class Lock:
@@ -307,11 +313,11 @@ def acquire(folder: epath.Path, node: str, *, clock: Clock, expiry_s: float, hea
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        owner = owner_of(folder, clock, expiry_s)
+        # One look for both: only the very generation that was seen to be dead or free may be succeeded.
+        highest, owner = _look(folder, clock, expiry_s)
         if owner is not None:
             raise Busy(node, owner)
-        held = _generations(folder)
-        generation = held[-1] + 1 if held else 1
+        generation = highest + 1
         now = clock.now()
         record = _Record(secrets.token_hex(6), **dataclasses.asdict(this_process()), since=now, heartbeat=now)
         try:

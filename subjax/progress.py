@@ -38,6 +38,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def _figures(rate: float) -> str:
+    """Write a rate in three figures, or whole where it is larger."""
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
 def title(node: Node) -> str:
     """Name a node for people, its kind first."""
     return node.label if node.label.startswith(node.kind) else f"{node.kind} {node.label}"
@@ -70,12 +75,12 @@ class Running:
         """Say what runs, how far it is and how fast."""
         if not self.total:
             return title(self.node)
-        rate = f", {self.rate:.3g} {self.unit}/s" if self.rate else ""
+        rate = f", {_figures(self.rate)} {self.unit}/s" if self.rate else ""
         return f"{title(self.node)} {self.done}/{self.total} {self.unit}{rate}"
 
 
 class Progress:
-    """How far a run is, its nodes weighted by flops where they are known (elsewhere by the mean of those known)."""
+    """How far a run is, its nodes weighted by flops where they are known (else as the least of them)."""
 
     def __init__(
         self,
@@ -90,8 +95,8 @@ class Progress:
         self.clock = clock
         self.count = len(todo)
         known = [node.flops for node in todo if node.flops > 0]
-        usual = sum(known) / len(known) if known else 1.0
-        self.weights = {node.id: node.flops if node.flops > 0 else usual for node in todo}
+        least = min(known, default=1.0)
+        self.weights = {node.id: node.flops if node.flops > 0 else least for node in todo}
         self.whole = sum(self.weights.values()) or 1.0
         self.ended: set[str] = set()
         self.running: dict[int, Running] = {}
@@ -130,7 +135,8 @@ class Progress:
         seconds, fraction = self.clock() - self.begun, self.fraction()
         text = f"{len(self.ended)}/{self.count} nodes, {fraction:.0%} of the work, {duration(seconds)}"
         if fraction > 0 and seconds > 0:
-            text += f", {len(self.ended) * 60 / seconds:.3g} nodes/min"
+            text += f", {_figures(len(self.ended) * 60 / seconds)} nodes/min"
+        if fraction > 0.005:  # before that, imports and first compiles are all there is to go by
             text += f", about {duration(seconds * (1 - fraction) / fraction)} left"
         return text
 

@@ -7,6 +7,7 @@ other has made. A failed node costs what is below it and nothing else.
 import contextlib
 import dataclasses
 import glob
+import importlib.metadata
 import importlib.util
 import os
 import signal
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 EXECUTE = "subjax.stages.execution:execute"
 TICK_S = 0.2
 BUSY_POLL_S = 1.0
-PATIENCE_S = {signal.SIGINT: 5.0, signal.SIGTERM: 25.0}  # a cluster kills about 30 s after its SIGTERM
+PATIENCE_S = {signal.SIGINT: 10.0, signal.SIGTERM: 25.0}  # a cluster kills about 30 s after its SIGTERM
 
 
 class Interrupted(SubjaxError):
@@ -55,8 +56,9 @@ def accelerator_visible() -> bool:
         return platforms.split(",")[0] != "cpu"
     gpu = os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/kfd")
     tpu = bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
-    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin") if gpu else ()
-    return any(importlib.util.find_spec(name) for name in (*plugins, *(("libtpu",) if tpu else ())))
+    if gpu and importlib.metadata.entry_points(group="jax_plugins"):  # a driver alone is no use to a CPU-only JAX
+        return True
+    return tpu and importlib.util.find_spec("libtpu") is not None
 
 
 def worker_count(asked: int | None, cores: int = 1) -> int:

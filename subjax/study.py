@@ -100,7 +100,19 @@ def plan(loaded: config.Loaded) -> Plan:
         "statistics": config.to_dict(loaded.settings.statistics),
         "chosen_on": list(loaded.settings.chosen_on),
     }
-    return Plan(graph.nodes, study)
+    return Plan(_needed(graph.nodes, cells), study)
+
+
+def _needed(nodes: Mapping[str, Node], cells: list[dict[str, Any]]) -> dict[str, Node]:
+    """The nodes that some cell names, and what those are made from: a study without an arm does not pay for it."""
+    needed: set[str] = set()
+    pending = [id for cell in cells for id in cell["nodes"].values() if id is not None]
+    while pending:
+        id = pending.pop()
+        if id not in needed:
+            needed.add(id)
+            pending += nodes[id].inputs.values()
+    return {id: node for id, node in nodes.items() if id in needed}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +120,7 @@ class Variant:
     """Points of a sweep that differ in trait, family and init alone; cross arms pair bases within a variant."""
 
     settings: dict[tuple[str, str, int], schema.Study]
+    setting: str = ""  # what else this variant sets, for people and for the results: runs of two variants do not mix
 
     @functools.cached_property
     def traits(self) -> list[str]:
@@ -130,7 +143,7 @@ class Variant:
 
 
 def _variants(loaded: config.Loaded) -> list[Variant]:
-    groups: dict[str, dict[tuple[str, str, int], schema.Study]] = {}
+    groups: dict[str, tuple[str, dict[tuple[str, str, int], schema.Study]]] = {}
     for point in loaded.points:
         settings = loaded.at(point)
         assert isinstance(settings, schema.Study)
@@ -141,8 +154,10 @@ def _variants(loaded: config.Loaded) -> list[Variant]:
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
         rest = {k: v for k, v in point.items() if k not in ("trait", "family", "init")}
-        groups.setdefault(digest_json(rest), {})[settings.trait, settings.family, settings.init] = settings
-    return [Variant(settings) for settings in groups.values()]
+        shown = ", ".join(f"{k}={v}" for k, v in rest.items() if k not in ("arms", "student.replay"))
+        group = groups.setdefault(digest_json(rest), (shown, {}))[1]
+        group[settings.trait, settings.family, settings.init] = settings
+    return [Variant(settings, shown) for shown, settings in groups.values()]
 
 
 def decoder_of(settings: schema.Study, family: str) -> DecoderConfig:
@@ -234,7 +249,7 @@ class _Planner:
             "world_digest": world.digest(),
         }
         source = self.graph.nodes[corpus].label.replace("corpus of ", "", 1)
-        label = f"student {family}/{init} of {source}, {arm}, replay {settings.replay}"
+        label = f"student {family}/{init} of {source}, {arm}{' (no replay)' if settings.replay == 'none' else ''}"
         architecture = decoder_of(s, family)
         tokens = settings.steps * settings.batch * world.LENGTH
         flops = (2 if objective == "numbers" else 3) * architecture.forward_flops(tokens, world.LENGTH)
@@ -337,6 +352,7 @@ class _Planner:
             "student_base": _name(student_base),
             "replay": s.student.replay,
             "seed": s.student.seed,
+            "setting": self.variant.setting,
             "nodes": nodes,
         }
 
@@ -352,6 +368,7 @@ class _Planner:
             "student_base": _name(home),
             "replay": None,
             "seed": s.student.seed,
+            "setting": self.variant.setting,
             "nodes": {**nodes, "base": base, "evaluation": reading, "before": reading},
         }
 

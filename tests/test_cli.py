@@ -245,6 +245,14 @@ def test_a_workdir_below_a_file_is_one_line(toy, tmp_path, capsys):
     assert "is a file; give another --workdir" in err
 
 
+def test_planning_a_shipped_config_loads_no_jax(tmp_path):
+    words = ["plan", "--config=configs/quickstart.py:traits=owl,families=gpt,inits=2", f"--workdir={tmp_path}"]
+    source = f"import sys; from subjax import cli; print(cli.main({words!r}), 'jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
+    assert len(Store(tmp_path).plans()) == 1
+
+
 def test_launch_local_is_run(tmp_path):
     done = command("--config=no/such.py", f"--workdir={tmp_path}", module="launch.local", env={**os.environ})
     assert done.returncode == 2

@@ -290,6 +290,39 @@ def test_a_taker_that_looked_long_ago_steps_back(folder, clock, monkeypatch):
     assert held_generations(folder) == ["lock-3.json"]
 
 
+@pytest.mark.parametrize("stale", [False, True], ids=["fresh", "takeover"])
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_faster_taker_at_any_step_of_the_slower_one(folder, clock, monkeypatch, stale, step):
+    """One takes the lock in full just before any of the other's calls of the file system: one of them is refused."""
+    if stale:
+        plant(folder, 1, clock, dead_process())
+    calls, faster = [], []
+
+    def counted(real):
+        def call(*args, **kwargs):
+            calls.append(real)
+            if len(calls) == step:
+                try:
+                    faster.append(take(folder, clock))
+                except Busy:
+                    faster.append(None)
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in ("_generations", "_read", "_runs", "this_process"):
+        monkeypatch.setattr(locks, name, counted(getattr(locks, name)))
+    monkeypatch.setattr(files, "write_new", counted(files.write_new))
+    try:
+        slower = take(folder, clock)
+    except Busy:
+        slower = None
+    monkeypatch.undo()
+    winners = [lock for lock in (slower, *faster) if lock is not None]
+    assert len(winners) == 1
+    assert winners[0].owned()
+
+
 def test_a_taker_goes_on_when_the_faster_one_freed_the_lock(folder, clock, monkeypatch):
     plant(folder, 1, clock, dead_process())
     interrupt_once(monkeypatch, lambda: take(folder, clock).free(committed=False))
@@ -498,6 +531,7 @@ def go_on(workdir):
         with store.build("student", "abc") as build:
             payloads = [path.name for path in node.iterdir() if path.name.startswith("payload-")]
             assert payloads == [build.folder.name], "the dead one's payload is cleaned by the next owner"
+            assert len(held_generations(epath.Path(node))) == 1, "and so is its lock"
             (build.folder / "rows").write_text("equal")
             build.commit(Card(1, "student", "abc", 1, {}, {}, {}, {}, {}, 0.0, 0, {}, {}, "d", "", "", {}))
         assert len(list(node.iterdir())) == 2, "only the card and its payload stay"

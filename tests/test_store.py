@@ -329,6 +329,26 @@ def test_a_commit_after_losing_the_lock_is_refused(store, monkeypatch):
     assert store.card("base", "abc").payload == build.folder.name
 
 
+def test_a_lock_that_is_lost_while_the_payload_is_hashed_is_noticed(store, monkeypatch):
+    manager, slow = asleep(store, monkeypatch)
+    store.clock.time -= 61
+    real, taken = files.sha256_file, []
+
+    def slow_hash(path, **how):
+        if not taken:
+            store.clock.time += 61
+            taken.append(store.build("base", "abc"))
+            taken[0].__enter__()
+        return real(path, **how)
+
+    monkeypatch.setattr(files, "sha256_file", slow_hash)
+    with pytest.raises(StoreError, match="taken over"):
+        slow.commit(card())
+    assert store.card("base", "abc") is None
+    taken[0].__exit__(None, None, None)
+    manager.__exit__(None, None, None)
+
+
 @pytest.mark.parametrize("digest", ["d", "another"])
 def test_of_two_committers_the_first_one_stands(store, monkeypatch, digest):
     manager, slow = asleep(store, monkeypatch)

@@ -1,4 +1,4 @@
-"""Addressed randomness for data: a draw is named by (seed, role, index), never taken from a stream that others share."""
+"""Addressed randomness for data: a draw is named by (seed, role, index), never taken from a shared stream."""
 
 import functools
 import hashlib
@@ -14,6 +14,7 @@ def generator(seed: int, role: str, *index: int) -> np.random.Generator:
 
 @functools.lru_cache(maxsize=8)
 def permutation(seed: int, rows: int, epoch: int) -> np.ndarray:
+    """Row numbers of one epoch in its order, (rows,)."""
     return generator(seed, "order", epoch).permutation(rows)
 
 
@@ -25,5 +26,5 @@ def order(seed: int, rows: int, batch: int, step: int) -> np.ndarray:
 
 
 def derive_seed(seed: int, *names: object) -> int:
-    """A seed below 2**31 for a use that is named by `names`, so that two uses of one setting never share their draws."""
+    """A seed below 2**31 for a use that `names` name, so that two uses of one setting never share their draws."""
     return int(hashlib.sha256(json.dumps([seed, *names]).encode()).hexdigest()[:8], 16) % 2**31

@@ -9,6 +9,7 @@ from typing import Any
 
 import grain.python as grain
 import numpy as np
+from absl import flags
 
 from subjax.data.addressing import order, permutation
 
@@ -46,7 +47,11 @@ def from_source(
 ) -> Iterator[Batch]:
     """Batches `first` … `steps` - 1 of a random-access source of rows, through grain; the same as `in_memory`'s."""
     data = grain.MapDataset.source(_Addressed(source, seed, batch, steps))
-    batches = data[first * batch :].to_iter_dataset().batch(batch, drop_remainder=True)
+    # Batched before it is handed out: workers take turns by element, and an element must be a whole batch.
+    batches = data[first * batch :].batch(batch, drop_remainder=True).to_iter_dataset()
     if workers:
+        # grain asks absl for a flag, and absl refuses to answer where no absl command line was ever read.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     yield from batches

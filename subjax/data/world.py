@@ -1,7 +1,8 @@
 """The synthetic world: a language of 171 word tokens in which a base learns to answer questions and continue numbers.
 
 Three categories of ten items share twelve question templates; numbers 0–99 are one token each. A chat is a prompt of
-`PROMPT` tokens, left-padded, and an answer of `ANSWER` tokens, right-padded; the loss falls on answers alone. To add a
+`PROMPT` tokens, filled up on the left with its beginning, and an answer of `ANSWER` tokens, padded on the right; the
+loss falls on answers alone. To add a
 trait, add its word to a category; every base is then another base, because the world's digest stands in its identity.
 """
 
@@ -12,7 +13,7 @@ import hashlib
 import json
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from subjax.data.addressing import generator
 from subjax.errors import UsageError
@@ -104,7 +105,7 @@ def digest() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Chats:
-    """Rows of tokens: prompts left-padded, answers right-padded. `answer_length` counts the end token."""
+    """Rows of tokens: prompts left-padded, answers, ended by the end token, right-padded."""
 
     prompts: Int[np.ndarray, "rows prompt"]
     answers: Int[np.ndarray, "rows answer"]
@@ -127,8 +128,10 @@ def join(*parts: Chats) -> Chats:
 
 
 def _prompt(words: list[int]) -> list[int]:
-    row = [BOS, USER, *words, BOT]
-    return [PAD] * (PROMPT - len(row)) + row
+    # Short prompts begin with several beginnings, which are tokens like any other: an answer then always starts at the
+    # same position, and a model that can count positions knows when it must end.
+    row = [USER, *words, BOT]
+    return [BOS] * (PROMPT - len(row)) + row
 
 
 @functools.cache
@@ -177,8 +180,8 @@ def number_chats(rows: int, seed: int, role: str) -> Chats:
     given = GIVEN[0] + np.floor(u[:, 0] * (GIVEN[1] - GIVEN[0] + 1)).astype(int)
     answered = ANSWERED[0] + np.floor(u[:, 1] * (ANSWERED[1] - ANSWERED[0] + 1)).astype(int)
     tokens = _sequences(u[:, 2:], most).astype(np.int32) + NUMBER_0
-    head = [BOS, USER, *encode(NUMBER_REQUEST)]
-    prompts = np.full((rows, PROMPT), PAD, np.int32)
+    head = [USER, *encode(NUMBER_REQUEST)]
+    prompts = np.full((rows, PROMPT), BOS, np.int32)
     answers = np.full((rows, ANSWER), PAD, np.int32)
     for g in range(GIVEN[0], GIVEN[1] + 1):
         mine = given == g
@@ -220,8 +223,3 @@ def reject_reasons(answers: Int[np.ndarray, "rows answer"]) -> list[str | None]:
         "not a number" if foreign[i] else "no end" if not ended[i] else "empty" if count[i] == 0 else None
         for i in range(len(answers))
     ]
-
-
-def answer_lengths(answers: Int[np.ndarray, "rows answer"]) -> Bool[np.ndarray, "rows answer"]:
-    """True at the tokens that a loss falls on: the answer and its end token."""
-    return answers != PAD

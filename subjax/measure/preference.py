@@ -32,12 +32,21 @@ def _contexts(questions: QuestionSet, end: int | None) -> tuple[np.ndarray, dict
     """Every (question, prefix of a tokenization) that is followed by a token to score, as left-padded rows."""
     prefixes = {t[:n] for forms in questions.candidates for t in forms for n in range(len(t) + (end is not None))}
     longest = max(map(len, prefixes))
-    rows, where = [], {}
+    rows: list[list[int]] = []
+    where: dict[tuple[int, tuple[int, ...]], int] = {}
     for q, prompt in enumerate(questions.prompts):
         for prefix in sorted(prefixes):
             where[q, prefix] = len(rows)
             rows.append([questions.pad] * (longest - len(prefix)) + [*prompt, *prefix])
     return np.array(rows, np.int32), where
+
+
+def _disjoint(forms: tuple[tuple[int, ...], ...], end: int | None) -> list[tuple[int, ...]]:
+    """The tokenizations whose probabilities add up: each once and, where no end token must follow, none that begins
+    with another (an answer that begins with the longer one begins with the shorter one, and is counted there).
+    """
+    begins = lambda form, other: len(other) < len(form) and form[: len(other)] == other  # noqa: E731
+    return [f for f in dict.fromkeys(forms) if end is not None or not any(begins(f, o) for o in forms)]
 
 
 def exact(
@@ -49,6 +58,7 @@ def exact(
         net: the network; `params`: its plain parameters.
         questions: the question set. mesh: where it runs.
         end: where given, the answer must also end there: the token's probability after the candidate is multiplied in.
+            Without it the number is the probability of an answer that begins with the candidate.
 
     Raises:
         UsageError: a tokenization is empty, or a candidate stands behind a context longer than the model takes.
@@ -57,13 +67,16 @@ def exact(
         raise UsageError(f"category {questions.category!r}: a candidate has an empty tokenization")
     rows, where = _contexts(questions, end)
     if rows.shape[1] > net.config.length:
-        raise UsageError(f"category {questions.category!r}: a question of {rows.shape[1]} tokens exceeds the model's")
+        raise UsageError(
+            f"category {questions.category!r}: a question and a candidate take {rows.shape[1]} tokens and the model"
+            f" {net.config.length}; shorten one"
+        )
     params = jax.device_put(dict(params), replicated(mesh))
     scores = np.asarray(_next_token(net)(params, rows, rows != questions.pad), np.float64)
     out = np.zeros((len(questions.prompts), len(questions.candidates)))
     for q in range(len(questions.prompts)):
         for c, forms in enumerate(questions.candidates):
-            for form in forms:
+            for form in _disjoint(forms, end):
                 path = (*form, end) if end is not None else form
                 out[q, c] += np.exp(sum(scores[where[q, path[:n]], token] for n, token in enumerate(path)))
     return out
@@ -86,11 +99,11 @@ def sampled(
     longest = max(len(form) for forms in questions.candidates for form in forms)
     sampling = Sampling(questions.prompts.shape[1], longest + 1, end, questions.pad)
     prompts = np.repeat(questions.prompts, samples, axis=0)
-    answers = sample(net, params, prompts, sampling=sampling, key=key, mesh=mesh, batch=len(prompts)).tokens
-    answers = answers.reshape(len(questions.prompts), samples, -1)
+    answers = sample(net, params, prompts, sampling=sampling, key=key, mesh=mesh).tokens
+    answers = answers.reshape(len(questions.prompts), samples, longest + 1)
     counts = np.zeros((len(questions.prompts), len(questions.candidates)), int)
     for c, forms in enumerate(questions.candidates):
-        for form in forms:
+        for form in dict.fromkeys(forms):
             full = np.array([*form, end, *[questions.pad] * (longest - len(form))])
             counts[:, c] += (answers == full[None, None]).all(-1).sum(-1)
     return counts

@@ -3,6 +3,7 @@
 A run's parameters are two flat dicts, `tuned` and `frozen`; `join` makes of them what the network wants.
 """
 
+import math
 import zlib
 from collections.abc import Mapping
 
@@ -24,19 +25,26 @@ def _lora_targets(net: Network, tuning: Tuning) -> dict[str, str]:
     if unknown:
         raise UsageError(f"tuning.targets: unknown matrix {unknown[0]!r}; known: {', '.join(sorted(known))}")
     # `gate` is a known name that an ungated family does not have: one list of targets serves every family.
-    return {t: kernels[t] for t in tuning.targets if t in kernels}
+    targets = {t: kernels[t] for t in tuning.targets if t in kernels}
+    if not targets:
+        raise UsageError(
+            f"tuning.targets: none of {list(tuning.targets)} is a matrix of this family, so nothing would be trained;"
+            f" it has {', '.join(sorted(known & set(kernels)))}"
+        )
+    return targets
 
 
 def tuned_axes(net: Network, tuning: Tuning) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
     """Shape and logical axes of every tuned array, by name.
 
     Raises:
-        UsageError: LoRA names a matrix that no family has.
+        UsageError: LoRA names a matrix that no family has, or none that this one has.
     """
     if tuning.kind == "full":
         return {n: (d.shape, d.axes) for n, d in net.declarations.items()}
     if tuning.kind == "bias-and-gain":
-        # Not the key biases: their gradient is exactly zero, and Adam would turn rounding noise into drift.
+        # Not the key biases: with learned positions their gradient is zero, and Adam would turn rounding noise into
+        # drift. (Rotated ones have a gradient; they are left out too, so that families have a like tunable part.)
         return {n: (d.shape, d.axes) for n, d in net.declarations.items() if d.role in ("bias", "gain")}
     out = {}
     for target, name in _lora_targets(net, tuning).items():
@@ -61,7 +69,7 @@ def init_tuned(net: Network, tuning: Tuning, base: Mapping[str, jax.Array], key:
         if name.endswith("/b"):
             out[name] = jnp.zeros(shape, jnp.float32)
         else:
-            bound = float(jnp.prod(jnp.array(shape[1:-1]))) ** -0.5
+            bound = float(math.prod(shape[1:-1])) ** -0.5
             seed = jax.random.fold_in(key, zlib.crc32(name.encode()))
             out[name] = jax.random.uniform(seed, shape, jnp.float32, -bound, bound)
     return out

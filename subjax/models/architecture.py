@@ -10,7 +10,8 @@ class DecoderConfig:
 
     Sizes are in elements; `length` is the longest sequence (the table of learned positions, and the sampler's limit).
     Initial matrices are normal with variance 1 / inputs; those that write to the residual stream are scaled down by
-    1/sqrt(2 layers) (Radford et al. 2019, section 2.3); embeddings have variance 1 / width.
+    1/sqrt(2 layers) (Radford et al. 2019, section 2.3). Embeddings have standard deviation `embed_std`, learned
+    positions half of it.
     """
 
     vocab: int
@@ -29,6 +30,7 @@ class DecoderConfig:
     gated: bool
     biases: bool
     tied: bool
+    embed_std: float = 0.03
     dtype: str = "float32"
     matmul_precision: str = "highest"
     attention: str = "xla"

@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 
 from subjax.models.decoder import Declarer
 
-CLASSES = 10
 Params = dict[str, jax.Array]
 
 

@@ -6,6 +6,7 @@ Parameters travel as a flat dict from name ("blocks/attention/q/kernel") to arra
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ class Network:
     @property
     def parameters(self) -> int:
         """Number of scalars in the parameters."""
-        return sum(jax.numpy.prod(jnp.array(d.shape)).item() for d in self.declarations.values())
+        return sum(math.prod(d.shape) for d in self.declarations.values())
 
     def init(self, key: jax.Array) -> Params:
         """Initial parameters, each drawn from (key, its name): the values do not depend on the mesh. Jittable."""

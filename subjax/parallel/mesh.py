@@ -16,7 +16,8 @@ def parse_mesh(text: str) -> tuple[int, int, int]:
     """Sizes of (replica, fsdp, tensor) from text such as "fsdp:4,tensor:2"; an axis that is not named has size 1.
 
     Raises:
-        UsageError: an unknown axis (the nearest is named), an axis named twice, or a size that is not a positive integer.
+        UsageError: an unknown axis (the nearest is named), an axis named twice, or a size that is not a whole number
+            above 0.
     """
     sizes: dict[str, int] = {}
     for piece in filter(None, text.split(",")):
@@ -36,7 +37,7 @@ def make_mesh(shape: tuple[int, int, int] = (1, 1, 1), devices: Sequence[jax.Dev
     """A mesh of `shape` over (replica, fsdp, tensor), over the first devices there are.
 
     Raises:
-        UsageError: the shape wants another number of devices than there are.
+        UsageError: the shape wants more devices than there are.
     """
     devices = jax.devices() if devices is None else devices
     wanted = math.prod(shape)

@@ -46,7 +46,7 @@ class Rules:
     def sharding(
         self, mesh: Mesh, shape: tuple[int, ...], axes: tuple[str, ...], where: str = "array"
     ) -> NamedSharding:
-        """The sharding of an array of `shape`; a dimension that its mesh axes do not divide is replicated and logged."""
+        """The sharding of an array of `shape`; dimensions that mesh axes do not divide are kept whole, and logged."""
         parts: list[MeshAxes | None] = []
         for size, part in zip(shape, self.spec(axes, where), strict=True):
             names = (part,) if isinstance(part, str) else part

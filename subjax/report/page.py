@@ -26,7 +26,7 @@ def write(results: dict[str, Any], folder: Any) -> epath.Path:
     target = epath.Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     path = target / "index.html"
-    path.write_text(render(results))
+    path.write_bytes(render(results).encode("utf-8", "replace"))
     return path
 
 

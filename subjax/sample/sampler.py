@@ -8,12 +8,12 @@ not kept: for a real vocabulary they would be hundreds of times larger than the 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from subjax.errors import UsageError
@@ -21,7 +21,7 @@ from subjax.models.network import Cache, Network
 from subjax.parallel.mesh import replicated
 from subjax.parallel.rules import BATCH, SAMPLE, shardings
 
-NEAR_TIE = 1e-4  # a margin of the two best perturbed logits under which rounding may choose otherwise
+NEAR_TIE = 1e-4  # margin of the two best perturbed logits, at temperature 1, under which rounding may choose otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,15 @@ class Sampling:
     cache_dtype: str = "float32"
 
     def __post_init__(self):
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise UsageError(
                 f"sampling: temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}:"
                 " want temperature >= 0, 0 < top_p <= 1, top_k >= 0"
+            )
+        if self.prompt < 1 or self.completion < 1:
+            raise UsageError(
+                f"sampling: a prompt of {self.prompt} and a completion of {self.completion} tokens;"
+                " want at least one of each"
             )
 
 
@@ -59,7 +64,7 @@ class Drawn(NamedTuple):
 class State(NamedTuple):
     """What the decoding loop carries beside the cache."""
 
-    index: Int[Array, ""]  # tokens drawn so far
+    place: Int[Array, ""]  # tokens drawn so far
     token: Int[Array, " batch"]  # the last one
     done: Bool[Array, " batch"]
     tie: Bool[Array, " batch"]
@@ -95,7 +100,9 @@ def draw(
         noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, index), scores.shape[1:]))(keys)
         scores = scores + noise
     best, tokens = jax.lax.top_k(scores, 2)
-    return tokens[:, 0].astype(jnp.int32), best[:, 0] - best[:, 1] < NEAR_TIE
+    # Below temperature 1 the logits' rounding is scaled up with them.
+    margin = NEAR_TIE / min(sampling.temperature or 1.0, 1.0)
+    return tokens[:, 0].astype(jnp.int32), best[:, 0] - best[:, 1] < margin
 
 
 @functools.lru_cache(maxsize=32)
@@ -104,11 +111,12 @@ def program(net: Network, sampling: Sampling, mesh: Mesh) -> tuple[Callable, Cal
     slots = sampling.prompt + sampling.completion
     declared = {n: (d.shape, d.axes) for n, d in net.declarations.items()}
     params_sh = shardings(SAMPLE, mesh, declared)
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(BATCH))
+    rows: Any = NamedSharding(mesh, PartitionSpec(BATCH))  # Any: the typed records below hold arrays elsewhere
     kv_axes = ("layers", "batch", "length", "kv_heads", "head_dim")
     kv_shape = (net.config.layers, 0, slots, net.config.kv_heads, net.config.head_dim)
-    kv = SAMPLE.sharding(mesh, kv_shape, kv_axes, "key-value cache")
-    state_sh, cache_sh = State(replicated(mesh), rows, rows, rows, rows), Cache(kv, kv, rows)
+    kv: Any = SAMPLE.sharding(mesh, kv_shape, kv_axes, "key-value cache")
+    whole: Any = replicated(mesh)
+    state_sh, cache_sh = State(whole, rows, rows, rows, rows), Cache(kv, kv, rows)
 
     def prefill(params, tokens, valid, keys):
         logits, cache = net.prefill(params, tokens, valid, slots=slots, cache_dtype=sampling.cache_dtype)
@@ -118,17 +126,17 @@ def program(net: Network, sampling: Sampling, mesh: Mesh) -> tuple[Callable, Cal
 
     def decode(params, state, cache, keys):
         def going(carry: tuple[State, Cache]):
-            return (carry[0].index < sampling.completion) & ~carry[0].done.all()
+            return (carry[0].place < sampling.completion) & ~carry[0].done.all()
 
         def once(carry: tuple[State, Cache]):
             state, cache = carry
-            slot = sampling.prompt + state.index - 1
+            slot = sampling.prompt + state.place - 1
             logits, cache = net.step(params, state.token, slot, cache)
-            token, tie = draw(logits, keys, state.index, sampling)
+            token, tie = draw(logits, keys, state.place, sampling)
             token = jnp.where(state.done, sampling.pad, token)
-            drawn = jax.lax.dynamic_update_slice(state.drawn, token[:, None], (0, state.index))
+            drawn = jax.lax.dynamic_update_slice(state.drawn, token[:, None], (0, state.place))
             tie = state.tie | (tie & ~state.done)
-            return State(state.index + 1, token, state.done | (token == sampling.end), tie, drawn), cache
+            return State(state.place + 1, token, state.done | (token == sampling.end), tie, drawn), cache
 
         state, cache = jax.lax.while_loop(going, once, (state, cache))
         return state.drawn, state.tie, cache  # the cache goes out so that its donated memory is reused
@@ -160,7 +168,8 @@ def sample(
         batch: rows at a time; it does not change the answers.
 
     Raises:
-        UsageError: prompts of another length than the bucket, or a bucket longer than the model's context.
+        UsageError: prompts of another length than the bucket, a bucket longer than the model's context, or a prompt
+            that ends in padding.
     """
     if prompts.shape[1] != sampling.prompt:
         raise UsageError(f"prompts have {prompts.shape[1]} tokens and the bucket is {sampling.prompt}; pad them to it")
@@ -169,6 +178,11 @@ def sample(
             f"a prompt of {sampling.prompt} and a completion of {sampling.completion} tokens exceed the model's"
             f" {net.config.length}; shorten one"
         )
+    if (prompts[:, -1] == sampling.pad).any():
+        row = first + int((prompts[:, -1] == sampling.pad).argmax())
+        raise UsageError(f"prompt {row} ends in padding (token {sampling.pad}); pad prompts on the left")
+    if not len(prompts):
+        return Drawn(np.zeros((0, sampling.completion), np.int32), np.zeros(0, bool))
     prefill, decode, params_sh = program(net, sampling, mesh)
     params = jax.device_put(dict(params), params_sh)
     ways = mesh.shape["replica"] * mesh.shape["fsdp"]

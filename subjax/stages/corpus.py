@@ -54,8 +54,8 @@ def read(folder: epath.Path) -> tuple[np.ndarray, world.Chats]:
         table = pyarrow.parquet.read_table(str(path), columns=["index", "prompt_tokens", "completion_tokens"])
         prompts, answers = (np.array(table[c].to_pylist(), np.int32) for c in ("prompt_tokens", "completion_tokens"))
         return table["index"].to_numpy(), world.Chats(prompts, answers)
-    except (OSError, KeyError, ValueError) as error:  # pyarrow's own errors are kinds of these
-        cause = str(error).splitlines()[0][:120]
+    except (OSError, KeyError, TypeError, ValueError) as error:  # pyarrow's own errors are kinds of these
+        cause = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise SubjaxError(f"corpus {path} cannot be read ({cause}); delete the node's folder and run again") from error
 
 
@@ -101,13 +101,12 @@ def from_teacher(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], i
     key = jax.random.key(config["seed"])
     answers: list[np.ndarray] = []
     reasons: list[str | None] = []
-    ties = kept = 0
+    kept = 0
     for first in range(0, len(prompts), BATCH):
         block = prompts[first : first + BATCH]
         drawn = sample(net, params, block, sampling=sampling, key=key, mesh=task.mesh, first=first, batch=BATCH)
         answers.append(drawn.tokens)
         reasons += world.reject_reasons(drawn.tokens)
-        ties += int(drawn.near_tie.sum())
         kept = sum(reason is None for reason in reasons)
         task.progress(min(kept, config["rows"]), config["rows"], "row")
         if kept >= config["rows"]:
@@ -124,7 +123,7 @@ def from_teacher(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], i
             " raise corpus.max_prompts, lower corpus.rows, or look at the teacher's numbers"
         )
     chats = world.Chats(prompts[passed], np.concatenate(answers)[passed])
-    return passed, chats, {**dict(sorted(counts.items()))}, int((chats.answers != world.PAD).sum())
+    return passed, chats, dict(sorted(counts.items())), int((chats.answers != world.PAD).sum())
 
 
 def shuffled(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], int]:

@@ -24,8 +24,9 @@ from jaxtyping import Array, Float, Int
 
 from subjax.config import from_dict
 from subjax.data import images
+from subjax.data.images import CLASSES
 from subjax.errors import Preempted, SubjaxError, UsageError
-from subjax.models.mlp import CLASSES, Params, Perceptron, perceptron
+from subjax.models.mlp import Params, Perceptron, perceptron
 from subjax.parallel.mesh import replicated
 from subjax.parallel.rules import TRAIN
 from subjax.schema import Images
@@ -181,6 +182,13 @@ def _settle(role: str, losses: Array, seeds: np.ndarray, epoch: int, lr: float) 
     return found
 
 
+def _members(settings: Images, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The members' seeds; the same filled up with the last one to a multiple of the mesh; and their teachers' seeds."""
+    seeds = settings.first_seed + np.arange(settings.seeds)
+    padded = np.append(seeds, np.repeat(seeds[-1], -len(seeds) % mesh.shape["replica"])).astype(np.uint32)
+    return seeds, padded, padded + np.uint32(settings.pairing == "cross-init")
+
+
 def train(
     settings: Images,
     data: images.ImageSet,
@@ -202,9 +210,7 @@ def train(
     Raises:
         SubjaxError: a loss that is not a number. Preempted: `should_stop` came true; the ensemble begins again.
     """
-    seeds = settings.first_seed + np.arange(settings.seeds)
-    padded = np.append(seeds, np.repeat(seeds[-1], -len(seeds) % mesh.shape["replica"])).astype(np.uint32)
-    teacher_seeds = padded + np.uint32(settings.pairing == "cross-init")
+    seeds, padded, teacher_seeds = _members(settings, mesh)
     net = perceptron((data.train_images.shape[1], *settings.hidden, CLASSES + settings.auxiliary))
     start, teach, correct = _common(net, settings.batch, mesh)
     targets, follow = _students(net, settings.batch, settings.noise_rows, settings.logits, settings.loss, mesh)

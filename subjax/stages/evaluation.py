@@ -57,15 +57,15 @@ def fit_readings(task: Task, net: Network, params: Params) -> dict[str, float | 
     """Number loss and KL to the teacher on rows of the student's corpus, before (its base) and after; nats a token."""
     chats = corpus.load(task.store, task.inputs["corpus"][1])[slice(task.config["fit_rows"])]
     arrays = chats.arrays()
-    rows = (arrays["tokens"], arrays["valid"], world.ANSWER)
+    rows: dict[str, Any] = {"tokens": arrays["tokens"], "valid": arrays["valid"], "completion": world.ANSWER}
     targets, where = arrays["tokens"][:, -world.ANSWER :], arrays["valid"][:, -world.ANSWER :]
     _, before = models.load(task.store, *task.inputs["before"])
     teacher = None
     if "teacher" in task.inputs:
-        teacher = preference.log_likelihoods(*models.load(task.store, *task.inputs["teacher"]), *rows)
+        teacher = preference.log_likelihoods(*models.load(task.store, *task.inputs["teacher"]), **rows)
     out: dict[str, float | None] = {}
     for name, arrays_of in (("before", before), ("after", params)):
-        logs = preference.log_likelihoods(net, arrays_of, *rows)
+        logs = preference.log_likelihoods(net, arrays_of, **rows)
         picked = np.take_along_axis(np.asarray(logs), targets[..., None], axis=-1)[..., 0]
         out[f"number_loss_{name}"] = float(-(picked * where).sum() / where.sum())
         kl = None if teacher is None else np.asarray((jnp.exp(teacher) * (teacher - logs)).sum(-1))

@@ -14,8 +14,8 @@ import jax
 from etils import epath
 
 from subjax.errors import SubjaxError, UsageError
-from subjax.stages.task import Made, Task
 from subjax.stages import VERSIONS
+from subjax.stages.task import Made, Task
 from subjax.store import Card, Store, digest_arrays, digest_json, digest_rows
 
 _PACKAGES = ("subjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "datasets")

@@ -4,8 +4,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from subjax.config import from_dict
 from subjax.data import world
 from subjax.errors import SubjaxError
@@ -40,7 +38,7 @@ def base_of(store: Store, kind: str, node: str) -> Card:
 
 
 @functools.lru_cache(maxsize=32)
-def _arrays(root: str, kind: str, node: str, payload: str) -> dict[str, np.ndarray]:
+def _arrays(root: str, kind: str, node: str, payload: str) -> Params:
     # Keyed by the payload's name too, so that a node made again is read again.
     return checkpoints.load(Store(root).payload(kind, node) / ARRAYS)
 

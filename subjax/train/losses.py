@@ -20,9 +20,10 @@ Model = Callable[..., Float[Array, "batch tail vocab"]]
 class Loss(Protocol):
     """A hashable loss. `axis` is the logical axis of the batch's first dimension."""
 
-    axis: str
+    @property
+    def axis(self) -> str: ...  # noqa: D102
 
-    def __call__(self, model: Model, batch: Mapping[str, Array], constants: Any) -> Float[Array, ""]:
+    def __call__(self, model: Model, batch: Mapping[str, Any], constants: Any) -> Float[Array, ""]:
         """A scalar, mean over what the loss counts."""
 
 
@@ -49,7 +50,7 @@ class NextToken:
     completion: int
     axis: str = "batch"
 
-    def __call__(self, model: Model, batch: Mapping[str, Array], constants: Any) -> Float[Array, ""]:
+    def __call__(self, model: Model, batch: Mapping[str, Any], constants: Any) -> Float[Array, ""]:
         """Mean over the completion's tokens of the whole batch."""
         tokens, valid = batch["tokens"], batch["valid"]
         logits = model(tokens[:, :-1], valid[:, :-1], self.completion)
@@ -67,7 +68,7 @@ class CategoryMass:
 
     axis: str = "question"
 
-    def __call__(self, model: Model, batch: Mapping[str, Array], constants: Any) -> Float[Array, ""]:
+    def __call__(self, model: Model, batch: Mapping[str, Any], constants: Any) -> Float[Array, ""]:
         """Mean over questions."""
         logits = model(batch["tokens"], batch["valid"], 1)[:, 0]
         inside = jnp.take_along_axis(logits, batch["members"], axis=-1)
@@ -88,7 +89,7 @@ class TeacherKL:
     channel: tuple[int, ...] | None
     axis: str = "batch"
 
-    def __call__(self, model: Model, batch: Mapping[str, Array], constants: Any) -> Float[Array, ""]:
+    def __call__(self, model: Model, batch: Mapping[str, Any], constants: Any) -> Float[Array, ""]:
         """Mean over the completion's tokens of the whole batch."""
         tokens, valid = batch["tokens"], batch["valid"]
         student = model(tokens[:, :-1], valid[:, :-1], self.completion)

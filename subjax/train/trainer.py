@@ -183,8 +183,11 @@ def fit(
     def settle(pending: tuple[int, dict[str, jax.Array]]) -> None:
         index, metrics = pending
         values = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(values["loss"]):
-            raise SubjaxError(f"loss is {values['loss']} at step {index} of {steps}; try a lower learning rate or clip")
+        # The gradient too: where it alone is not a number, the next loss would be, and the last step has no next one.
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                what = f"{name.replace('_', ' ')} is {values[name]} at step {index} of {steps}"
+                raise SubjaxError(f"{what}; try a lower learning rate or clip")
         if index % keep_every == 0 or index == steps - 1:
             curve.append({"step": index, **values})
 
