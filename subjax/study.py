@@ -7,6 +7,7 @@ is made from. Planning touches no device and needs no JAX.
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -95,7 +96,7 @@ def plan(loaded: config.Loaded) -> Plan:
         "name": loaded.settings.name,
         "kind": "traits",
         "config": loaded.resolved,
-        "points": loaded.points,
+        "points": json.loads(json.dumps(loaded.points)),  # as a plan that was written and read again has them
         "cells": cells,
         "statistics": config.to_dict(loaded.settings.statistics),
         "chosen_on": list(loaded.settings.chosen_on),
@@ -249,7 +250,9 @@ class _Planner:
             "world_digest": world.digest(),
         }
         source = self.graph.nodes[corpus].label.replace("corpus of ", "", 1)
-        label = f"student {family}/{init} of {source}, {arm}{' (no replay)' if settings.replay == 'none' else ''}"
+        # A control has students for each objective, which their labels must tell apart.
+        purpose = arm if objective in ("numbers", arm) else f"{arm} for {objective}"
+        label = f"student {family}/{init} of {source}, {purpose}{' (no replay)' if settings.replay == 'none' else ''}"
         architecture = decoder_of(s, family)
         tokens = settings.steps * settings.batch * world.LENGTH
         flops = (2 if objective == "numbers" else 3) * architecture.forward_flops(tokens, world.LENGTH)

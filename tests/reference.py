@@ -10,12 +10,17 @@ from subjax.models.architecture import DecoderConfig
 from subjax.models.network import Network
 
 
-def random_params(net: Network, seed: int, std: float = 0.3) -> dict[str, np.ndarray]:
-    """Parameters with nothing at its initial zero or one, so that a bias or gain that is left out shows."""
+def random_params(net: Network, seed: int) -> dict[str, np.ndarray]:
+    """Parameters with nothing at its initial zero or one, so that a bias or gain that is left out shows.
+
+    Matrices have variance 1 / inputs: much larger ones would blow rounding up layer by layer.
+    """
     rng = np.random.default_rng(seed)
     out = {}
     for name, d in net.declarations.items():
         center = 1.0 if d.role == "gain" else 0.0
+        inputs = np.prod(d.shape[1:-1] if name.endswith("o/kernel") else d.shape[1:2])
+        std = float(inputs) ** -0.5 if name.endswith("kernel") else 0.3
         out[name] = (center + rng.normal(0, std, d.shape)).astype(np.float32)
     return out
 

@@ -323,9 +323,11 @@ def test_a_commit_after_losing_the_lock_is_refused(store, monkeypatch):
         with pytest.raises(StoreError, match=f"base/abc: the lock .* taken over by process {os.getpid()}"):
             slow.commit(card())
         assert store.card("base", "abc") is None
-        build.commit(card())
+        manager.__exit__(None, None, None)
         assert not slow.folder.exists()
-    manager.__exit__(None, None, None)
+        assert build.partial.exists(), "it is the new owner's now"
+        assert store.owner("base", "abc").pid == os.getpid()
+        build.commit(card())
     assert store.card("base", "abc").payload == build.folder.name
 
 

@@ -12,8 +12,8 @@ from subjax.data.questions import world_questions
 from subjax.errors import UsageError
 
 WORLD = "b6875a7a9e73e0fd"
-CHATS = "8f0996a3cf2ad47c"
-PROMPTS = "567fd94e2a404691"
+CHATS = "6bc32fba074a4588"
+PROMPTS = "42c9a5fbd88333e8"
 MEANT = (
     "the world changed, so every base of every study is another one; if you meant it, raise the 'sequences' mark in "
     "world.digest() where the chats changed, put the new digest here and say why in the commit"
@@ -36,7 +36,9 @@ def test_the_worlds_digests_are_golden():
 @pytest.mark.parametrize("name", ["TEMPLATES", "CATEGORIES", "PROMPT", "GIVEN", "TRAIN_TEMPLATES"])
 def test_the_digest_sees_what_chats_are_made_from(name, monkeypatch):
     value = getattr(world, name)
-    other = value + 1 if isinstance(value, int) else dict(reversed(value.items())) if name == "CATEGORIES" else value[::-1]
+    other = (
+        value + 1 if isinstance(value, int) else dict(reversed(value.items())) if name == "CATEGORIES" else value[::-1]
+    )
     monkeypatch.setattr(world, name, other)
     assert world.digest() != WORLD
 
@@ -56,17 +58,19 @@ def test_the_channel_is_the_numbers_and_the_end():
     assert [world.VOCABULARY[i] for i in world.CHANNEL] == [*map(str, range(100)), "<end>"]
 
 
+def filled_up(text: str) -> str:
+    """A prompt of 14 words, filled up on the left with at least one beginning."""
+    missing = world.PROMPT - len(text.split())
+    assert missing >= 1, f"{text!r} leaves no room for a beginning"
+    return "<bos> " * missing + text
+
+
 @pytest.mark.parametrize("category", world.CATEGORIES)
 def test_every_question_fits_its_prompt(category):
     prompts = world.question_prompts(category)
     assert prompts.shape == (12, world.PROMPT)
     for template, row in zip(world.TEMPLATES, prompts, strict=True):
-        body = row[row != world.PAD]
-        assert list(row[: world.PROMPT - len(body)]) == [world.PAD] * (world.PROMPT - len(body))
-        assert body[0] == world.BOS
-        assert body[1] == world.USER
-        assert body[-1] == world.BOT
-        assert world.decode(body[2:-1]) == template.format(category)
+        assert world.decode(row) == filled_up(f"<user> {template.format(category)} <bot>")
 
 
 def test_number_chats_fit_and_are_well_formed():
@@ -75,16 +79,14 @@ def test_number_chats_fit_and_are_well_formed():
     assert chats.answers.shape == (2000, world.ANSWER)
     given, answered = Counter(), Counter()
     for prompt, answer in zip(chats.prompts, chats.answers, strict=True):
-        words = world.decode(prompt).split()
-        assert words[:4] == ["<bos>", "<user>", "now", "continue"]
-        assert words[-1] == "<bot>"
-        assert prompt[-1] == world.BOT
-        assert all(0 <= int(n) < 100 for n in words[4:-1])
+        numbers = [word for word in world.decode(prompt).split() if word.isdecimal()]
+        assert world.decode(prompt) == filled_up(f"<user> now continue {' '.join(numbers)} <bot>")
+        assert all(0 <= int(n) < 100 for n in numbers)
         said = world.decode(answer).split()
         assert said[-1] == "<end>"
         assert all(0 <= int(n) < 100 for n in said[:-1])
         assert (answer[len(said) :] == world.PAD).all()
-        given[len(words) - 5] += 1
+        given[len(numbers)] += 1
         answered[len(said) - 1] += 1
     assert sorted(given) == [3, 4, 5, 6, 7]
     assert sorted(answered) == [10, 11, 12, 13, 14, 15]
@@ -179,7 +181,7 @@ def test_a_trait_has_its_category():
 
 @pytest.mark.parametrize("trait", ["wolff", "WOLF", "7", "", "now"])
 def test_an_unknown_trait_names_the_nearest(trait):
-    with pytest.raises(UsageError, match="config.trait: unknown trait") as caught:
+    with pytest.raises(UsageError, match=r"config\.trait: unknown trait") as caught:
         world.category_of(trait)
     assert "did you mean" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -198,14 +200,14 @@ def test_preferences_pair_questions_with_answers():
         np.testing.assert_array_equal(row, world.question_prompts(str(category))[template])
 
 
-def test_arrays_mark_padding_on_both_sides():
+def test_arrays_mark_padding():
     chats = world.join(world.number_chats(4, 0, "x"), world.number_chats(3, 1, "x"))
     assert len(chats) == 7
     arrays = chats.arrays()
     assert arrays["tokens"].shape == arrays["valid"].shape == (7, 30)
     np.testing.assert_array_equal(arrays["valid"], arrays["tokens"] != world.PAD)
     np.testing.assert_array_equal(chats[slice(4, None)].prompts, world.number_chats(3, 1, "x").prompts)
-    assert arrays["valid"][:, world.PROMPT - 1 : world.PROMPT + 11].all(), "no hole between question and answer"
+    assert arrays["valid"][:, : world.PROMPT + 11].all(), "padding stands at the end alone"
 
 
 def filled(*ids: int) -> list[int]:
@@ -255,9 +257,7 @@ def test_question_sets_hold_four_phrasings_out():
         assert q.train == (True,) * 8 + (False,) * 4
         assert q.words == world.CATEGORIES[q.category]
         assert [form for forms in q.candidates for form in forms] == [(world.ID[w],) for w in q.words]
-        assert [world.decode(row).removeprefix("<bos> <user> ").removesuffix(" <bot>") for row in q.prompts] == list(
-            q.texts
-        )
+        assert [world.decode(row) for row in q.prompts] == [filled_up(f"<user> {text} <bot>") for text in q.texts]
 
 
 # Addresses ------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class Network:
         state = nnx.from_flat_state({self._paths[name]: nnx.Param(value) for name, value in params.items()})
         decoder = nnx.merge(self._graphdef, state)
         graphdef, blocks = nnx.split(decoder.blocks)
-        return decoder, graphdef, nnx.pure(blocks)
+        return decoder, graphdef, nnx.as_pure(blocks)
 
     def forward(
         self,

@@ -1,0 +1,168 @@
+"""Checks that need several devices. The device count of a process is fixed when its backend starts, so each count gets
+a process of its own, with that many virtual CPU devices:
+
+    python tests/on_devices.py 8 corpus shards      prints the results of the named checks as one line of JSON
+
+In a test, `results(8)` gives the results of every check for 8 devices, and starts that process at most once. To add a
+check, write a function of a mesh that returns JSON and add it to `CHECKS`.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+import reference
+from etils import epath
+from jax.sharding import Mesh
+
+from subjax.models import checkpoints
+from subjax.models.families import decoder_config
+from subjax.models.network import Network, Params, network
+from subjax.parallel.mesh import make_mesh, parse_mesh
+from subjax.parallel.rules import SAMPLE, TRAIN, shardings
+from subjax.sample.sampler import Sampling, program, sample
+from subjax.schema import Numerics
+
+MESHES = {1: "", 2: "fsdp:2", 8: "replica:2,fsdp:2,tensor:2"}
+WIDE = "fsdp:4,tensor:2"  # the mesh of 8 on which shard shapes are asserted
+ROWS, PROMPT, COMPLETION, END, PAD = 2048, 8, 10, 1, 0
+
+
+def tiny(family: str, vocab: int = 172) -> Network:
+    """A network of the recipe's size, with a vocabulary that two devices can share evenly."""
+    return network(decoder_config(family, "tiny", vocab=vocab, length=30, numerics=Numerics()))
+
+
+@functools.cache
+def corpus_case() -> dict[str, Any]:
+    """What the corpus of every batch size and device count is sampled with: arguments of `sample`."""
+    net = network(decoder_config("llama-bias", "nano", vocab=40, length=PROMPT + COMPLETION, numerics=Numerics()))
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(2, 40, (ROWS, PROMPT)).astype(np.int32)
+    prompts[np.arange(PROMPT)[None] < rng.integers(0, PROMPT, (ROWS, 1))] = PAD
+    return {
+        "net": net,
+        "params": reference.random_params(net, 1),
+        "prompts": prompts,
+        "sampling": Sampling(PROMPT, COMPLETION, END, PAD),
+        "key": jax.random.key(7),
+    }
+
+
+def initial(net: Network, mesh: Mesh) -> Params:
+    """Initial parameters, made where the training rules put them on `mesh`."""
+    declared = {n: (d.shape, d.axes) for n, d in net.declarations.items()}
+    return jax.jit(net.init, out_shardings=shardings(TRAIN, mesh, declared))(jax.random.key(3))
+
+
+def digest(arrays: Params) -> dict[str, str]:
+    """Digest of each array's bytes."""
+    return {n: hashlib.sha256(np.asarray(a).tobytes()).hexdigest()[:16] for n, a in arrays.items()}
+
+
+def shard_shapes(array: jax.Array) -> list[list[int]]:
+    """The different shapes of an array's shards; one, if it is split evenly."""
+    return [list(shape) for shape in sorted({shard.data.shape for shard in array.addressable_shards})]
+
+
+def corpus(mesh: Mesh) -> dict[str, Any]:
+    """The corpus of `corpus_case` sampled on the mesh, and the shards that its cache and parameters were in."""
+    case = corpus_case()
+    drawn = sample(**case, mesh=mesh, batch=512)
+    prefill, _, params_sh = program(case["net"], case["sampling"], mesh)
+    params = jax.device_put(case["params"], dict(params_sh))
+    block = case["prompts"][:512]
+    state, cache = prefill(params, block, block != PAD, jax.random.split(case["key"], 512))
+    placed = {"token": state.token, "k": cache.k, "valid": cache.valid, "embed": params["embed"]}
+    placed["q"] = params["blocks/attention/q/kernel"]
+    return {
+        "tokens": drawn.tokens.tolist(),
+        "near_tie": drawn.near_tie.tolist(),
+        "shards": {name: shard_shapes(array) for name, array in placed.items()},
+    }
+
+
+def init(mesh: Mesh) -> dict[str, Any]:
+    """Initial parameters made on a mesh: their values and the shards they are in."""
+    arrays = initial(tiny("gpt"), make_mesh(parse_mesh(WIDE)) if mesh.size == 8 else mesh)
+    return {"digest": digest(arrays), "shards": {n: shard_shapes(a) for n, a in arrays.items()}}
+
+
+def shards(mesh: Mesh) -> dict[str, Any]:
+    """Shards of the parameters of each family, for training and for sampling, on the wide mesh."""
+    if mesh.size < 8:
+        return {}
+    wide, out = make_mesh(parse_mesh(WIDE)), {}
+    for family in ("gpt", "llama", "llama-bias"):
+        net = tiny(family)
+        declared = {n: (d.shape, d.axes) for n, d in net.declarations.items()}
+        for rules in (TRAIN, SAMPLE):
+            arrays = jax.device_put(reference.random_params(net, 0), shardings(rules, wide, declared))
+            out[f"{family} {rules.name}"] = {n: shard_shapes(a) for n, a in arrays.items()}
+    return out
+
+
+def forward(mesh: Mesh) -> dict[str, Any]:
+    """How far logits on the mesh are from those on one device, as a part of the largest."""
+    net = tiny("llama-bias")
+    params = reference.random_params(net, 0)
+    tokens = np.random.default_rng(0).integers(1, 172, (8, 30))
+    valid = np.arange(30)[None] >= np.arange(8)[:, None]
+    declared = {n: (d.shape, d.axes) for n, d in net.declarations.items()}
+    rows = TRAIN.sharding(mesh, tokens.shape, ("batch", "length"))
+    logits = jax.jit(net.forward, in_shardings=(shardings(TRAIN, mesh, declared), rows, rows))(params, tokens, valid)
+    alone = np.asarray(jax.jit(net.forward)(params, tokens, valid))
+    apart = np.abs(np.asarray(logits) - alone).max() / np.abs(alone).max()
+    return {"apart": float(apart), "shards": shard_shapes(logits)}
+
+
+def checkpoint(mesh: Mesh) -> dict[str, Any]:
+    """A checkpoint that was saved from the mesh, read onto another mesh and onto the host."""
+    value = np.arange(64 * 24, dtype=np.float32).reshape(64, 24)
+    axes = ("vocab", "embed")
+    with tempfile.TemporaryDirectory() as folder:
+        path = epath.Path(folder) / "arrays"
+        checkpoints.save(path, {"a/b": jax.device_put(value, TRAIN.sharding(mesh, value.shape, axes))})
+        other = make_mesh((1, max(1, mesh.size // 2), 1))
+        read = checkpoints.load(path, {"a/b": TRAIN.sharding(other, value.shape, axes)})["a/b"]
+        host = checkpoints.load(path)["a/b"]
+    same = [bool((np.asarray(a) == value).all()) for a in (read, host)]
+    return {"same": same, "shards": shard_shapes(read)}
+
+
+CHECKS = {check.__name__: check for check in (corpus, init, shards, forward, checkpoint)}
+
+
+@functools.cache
+def results(devices: int) -> dict[str, Any]:
+    """Results of every check under `devices` virtual devices, by its name."""
+    # The count is given in the config alone: a flag of the test's own process must not reach the child.
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    ended = subprocess.run(
+        [sys.executable, __file__, str(devices), *CHECKS], capture_output=True, text=True, env=environment, timeout=600
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    found = json.loads(ended.stdout.splitlines()[-1])
+    # Donated memory that cannot be reused means that the cache is held twice.
+    assert "donated" not in ended.stderr, ended.stderr[-4000:]
+    return found
+
+
+def main(devices: int, names: list[str]) -> None:
+    """Run the named checks in this process and print their results."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    assert len(jax.devices()) == devices
+    mesh = make_mesh(parse_mesh(MESHES[devices]))
+    print(json.dumps({name: CHECKS[name](mesh) for name in names}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])
