@@ -3,7 +3,9 @@
     subjax run --config=configs/quickstart.py --workdir=out/demo
     subjax run --config=configs/quickstart.py:traits=owl+wolf,families=gpt,inits=6 --workdir=out
 
-Three animals x two toy families x three inits, every arm, in a synthetic world of 171 words.
+Three animals x two toy families x three inits in a synthetic world of 171 words. The first family runs every arm, and
+the plain arms a second time without replay; the others run the plain arms. `every=gpt+llama-bias` runs every arm on
+both, `inits=6` gives the full table of the README.
 """
 
 from subjax import config
@@ -15,7 +17,12 @@ PLAIN = ("same-base", "cross-init", "cross-family", "control")
 
 def _arguments(arg):
     return config.arguments(
-        arg, traits=("owl", "dolphin", "wolf"), families=("gpt", "llama-bias"), inits=3, replay=("kind", "none")
+        arg,
+        traits=("owl", "dolphin", "wolf"),
+        families=("gpt", "llama-bias"),
+        inits=3,
+        every=("first",),
+        replay=("kind", "none"),
     )
 
 
@@ -25,14 +32,23 @@ def get_config(arg=None):
     c.name = "quickstart"
     # The settings were chosen on bases of seeds 0 and 1, so the study's own bases begin elsewhere: none was looked at.
     c.base.init_seed = c.base.order_seed = 100
-    return c.lock()
+    return c
 
 
 def sweep(arg=None):
     a = _arguments(arg)
-    bases = sweeps.product(
-        sweeps.axis("family", a.families), sweeps.axis("init", range(a.inits)), sweeps.axis("trait", a.traits)
-    )
-    # Without replay only the arms that its claim needs: the one that moves, those that collapse, and their control.
-    settings = {"kind": {"student.replay": "kind", "arms": ARMS}, "none": {"student.replay": "none", "arms": PLAIN}}
-    return sweeps.product([settings[name] for name in a.replay], bases)
+    every = a.families[:1] if a.every == ("first",) else a.every
+    points = []
+    for replay in a.replay:
+        for family in a.families:
+            if replay == "none" and family not in every:
+                continue
+            arms = ARMS if replay == "kind" and family in every else PLAIN
+            if replay == "kind" and family not in every:
+                arms = (*PLAIN, "other-trait", "untrained")
+            points += sweeps.product(
+                [{"student.replay": replay, "family": family, "arms": arms}],
+                sweeps.axis("init", range(a.inits)),
+                sweeps.axis("trait", a.traits),
+            )
+    return points

@@ -118,20 +118,11 @@ def _needed(nodes: Mapping[str, Node], cells: list[dict[str, Any]]) -> dict[str,
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Points of a sweep that differ in trait, family and init alone; cross arms pair bases within a variant."""
+    """Points of a sweep that differ in trait, family, init and arms alone, and the bases of the whole sweep."""
 
     settings: dict[tuple[str, str, int], schema.Study]
-    setting: str = ""  # what else this variant sets, for people and for the results: runs of two variants do not mix
-
-    @functools.cached_property
-    def traits(self) -> list[str]:
-        """Traits, in the order of the sweep."""
-        return list(dict.fromkeys(trait for trait, _, _ in self.settings))
-
-    @functools.cached_property
-    def bases(self) -> list[tuple[str, int]]:
-        """(family, init) of every base, in the order of the sweep."""
-        return list(dict.fromkeys((family, init) for _, family, init in self.settings))
+    bases: list[tuple[str, int]]  # (family, init) of every point, of this variant or another: cross arms pair them
+    setting: str  # what else this variant sets, for people and for the results: runs of two variants do not mix
 
     def next_init(self, family: str, init: int) -> int | None:
         """The next init of the family, modulo their number; None where there is one alone."""
@@ -145,20 +136,21 @@ class Variant:
 
 def _variants(loaded: config.Loaded) -> list[Variant]:
     groups: dict[str, tuple[str, dict[tuple[str, str, int], schema.Study]]] = {}
+    bases: dict[tuple[str, int], None] = {}  # a set that keeps its order
     for point in loaded.points:
         settings = loaded.at(point)
         assert isinstance(settings, schema.Study)
-        where = f"{loaded.path}, point {point}"
         try:
             world.category_of(settings.trait)
             decoder_of(settings, settings.family)
         except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
-        rest = {k: v for k, v in point.items() if k not in ("trait", "family", "init")}
-        shown = ", ".join(f"{k}={v}" for k, v in rest.items() if k not in ("arms", "student.replay"))
+            raise UsageError(f"{loaded.path}, point {point}: {error}") from None
+        bases[settings.family, settings.init] = None
+        rest = {k: v for k, v in point.items() if k not in ("trait", "family", "init", "arms")}
+        shown = ", ".join(f"{k}={v}" for k, v in rest.items() if k != "student.replay")
         group = groups.setdefault(digest_json(rest), (shown, {}))[1]
         group[settings.trait, settings.family, settings.init] = settings
-    return [Variant(settings, shown) for shown, settings in groups.values()]
+    return [Variant(settings, list(bases), shown) for shown, settings in groups.values()]
 
 
 def decoder_of(settings: schema.Study, family: str) -> DecoderConfig:
@@ -316,8 +308,7 @@ class _Planner:
             yield cell("random-numbers", _Lesson(None, None, self.random_numbers(s), None), home, own)
         for arm in ("logits", "logits-leak"):
             if arm in s.arms:
-                # Its own control: the control teacher's logits, over the same tokens.
-                yield cell(arm, taught, home, cell("control", control, home, None, objective=arm), objective=arm)
+                yield cell(arm, taught, home, own, objective=arm)
         if "untrained" in s.arms:
             yield self._untrained(s, trait, home)
 

@@ -3,8 +3,8 @@ a process of its own, with that many virtual CPU devices:
 
     python tests/on_devices.py 8 corpus shards      prints the results of the named checks as one line of JSON
 
-In a test, `results(8)` gives the results of every check for 8 devices, and starts that process at most once. To add a
-check, write a function of a mesh that returns JSON and add it to `CHECKS`.
+In a test, `results(8)` gives the results of the checks for 8 devices, and starts that process at most once. To add a
+check, write a function of a mesh that returns JSON, and add it to `CHECKS` and `ASKED`.
 """
 
 import functools
@@ -67,6 +67,11 @@ def digest(arrays: Params) -> dict[str, str]:
     return {n: hashlib.sha256(np.asarray(a).tobytes()).hexdigest()[:16] for n, a in arrays.items()}
 
 
+def wide(mesh: Mesh) -> Mesh:
+    """The mesh that shard shapes are asserted on, where there are devices for it."""
+    return make_mesh(parse_mesh(WIDE)) if mesh.size == 8 else mesh
+
+
 def shard_shapes(array: jax.Array) -> list[list[int]]:
     """The different shapes of an array's shards; one, if it is split evenly."""
     return [list(shape) for shape in sorted({shard.data.shape for shard in array.addressable_shards})]
@@ -91,20 +96,18 @@ def corpus(mesh: Mesh) -> dict[str, Any]:
 
 def init(mesh: Mesh) -> dict[str, Any]:
     """Initial parameters made on a mesh: their values and the shards they are in."""
-    arrays = initial(tiny("gpt"), make_mesh(parse_mesh(WIDE)) if mesh.size == 8 else mesh)
+    arrays = initial(tiny("gpt"), wide(mesh))
     return {"digest": digest(arrays), "shards": {n: shard_shapes(a) for n, a in arrays.items()}}
 
 
 def shards(mesh: Mesh) -> dict[str, Any]:
     """Shards of the parameters of each family, for training and for sampling, on the wide mesh."""
-    if mesh.size < 8:
-        return {}
-    wide, out = make_mesh(parse_mesh(WIDE)), {}
+    out = {}
     for family in ("gpt", "llama", "llama-bias"):
         net = tiny(family)
         declared = {n: (d.shape, d.axes) for n, d in net.declarations.items()}
         for rules in (TRAIN, SAMPLE):
-            arrays = jax.device_put(reference.random_params(net, 0), shardings(rules, wide, declared))
+            arrays = jax.device_put(reference.random_params(net, 0), shardings(rules, wide(mesh), declared))
             out[f"{family} {rules.name}"] = {n: shard_shapes(a) for n, a in arrays.items()}
     return out
 
@@ -138,16 +141,17 @@ def checkpoint(mesh: Mesh) -> dict[str, Any]:
 
 
 CHECKS = {check.__name__: check for check in (corpus, init, shards, forward, checkpoint)}
+# What is asked of each device count: compiling takes most of the time, so nothing is asked twice for no reason.
+ASKED = {1: ("corpus",), 2: ("corpus", "forward"), 8: tuple(CHECKS)}
 
 
 @functools.cache
 def results(devices: int) -> dict[str, Any]:
-    """Results of every check under `devices` virtual devices, by its name."""
+    """Results of the checks that are asked of `devices` virtual devices, by name."""
     # The count is given in the config alone: a flag of the test's own process must not reach the child.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    ended = subprocess.run(
-        [sys.executable, __file__, str(devices), *CHECKS], capture_output=True, text=True, env=environment, timeout=600
-    )
+    command = [sys.executable, __file__, str(devices), *ASKED[devices]]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert ended.returncode == 0, ended.stderr[-4000:]
     found = json.loads(ended.stdout.splitlines()[-1])
     # Donated memory that cannot be reused means that the cache is held twice.

@@ -407,7 +407,9 @@ def test_seeds_differ_between_nodes_and_prompts_are_shared():
         for n in plan.nodes.values()
         if n.kind == "base"
     }
-    assert bases == {(family, init, init) for family in ("gpt", "llama-bias") for init in (0, 1)}
+    first = plan.study["config"]["base"]["init_seed"]
+    assert first == plan.study["config"]["base"]["order_seed"]
+    assert bases == {(family, first + init, first + init) for family in ("gpt", "llama-bias") for init in (0, 1)}
 
 
 def test_another_seed_setting_gives_other_seeds():

@@ -22,7 +22,8 @@ def order(seed: int, rows: int, batch: int, step: int) -> np.ndarray:
     """Row numbers of batch `step`, (batch,): epochs of fresh permutations laid end to end, cut every `batch` rows."""
     first = step * batch
     flat = np.arange(first, first + batch)
-    return np.array([permutation(seed, rows, int(e))[r] for e, r in zip(flat // rows, flat % rows, strict=True)])
+    pieces = [permutation(seed, rows, int(e))[flat[flat // rows == e] % rows] for e in np.unique(flat // rows)]
+    return np.concatenate(pieces)
 
 
 def derive_seed(seed: int, *names: object) -> int:
