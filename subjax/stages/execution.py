@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from subjax.errors import SubjaxError, UsageError
 from subjax.stages import VERSIONS
@@ -21,16 +21,16 @@ from subjax.store import Card, Store, digest_arrays, digest_json, digest_rows
 _PACKAGES = ("subjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "datasets")
 
 
-def profile() -> dict[str, Any]:
+def profile(mesh: Mesh) -> dict[str, Any]:
     """The numerics profile: what decides the last bits of a result beside the node's own settings."""
-    devices = jax.devices()
+    devices = mesh.devices.flatten().tolist()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "device": devices[0].device_kind,
         "platform": devices[0].platform,
         "devices": len(devices),
         "order": [d.id for d in devices],
-        "mesh": {"replica": 1, "fsdp": 1, "tensor": 1},
+        "mesh": dict(mesh.shape),
         "cores": cores,
         "machine": platform.machine(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -84,7 +84,7 @@ def execute(
             inputs={r: {"kind": c.kind, "id": c.id, "digest": c.digest} for r, c in cards.items()},
             seeds=made.seeds,
             packages={p: importlib.metadata.version(p) for p in _PACKAGES},
-            profile=profile(),
+            profile=profile(task.mesh),
             wall_s=round(time.monotonic() - started, 3),
             tokens=made.tokens,
             metrics=made.metrics,
