@@ -75,9 +75,6 @@ class Command:
     nodes: tuple[int, int] = (0, 0)
 
 
-# ------------------------------------------------------------------------------------------------------ the commands
-
-
 def _open(arguments: Arguments, *, existing: bool = True) -> Any:
     from etils import epath
 
@@ -153,7 +150,13 @@ def command_run(arguments: Arguments) -> int:
     status = _execute(plan, store, arguments)
     path = store.root / "report" / "results.json"
     before = path.read_bytes() if path.exists() else None
-    path = results.write(plan, store)
+    try:
+        path = results.write(plan, store)
+    except SubjaxError as error:
+        if not status:
+            raise
+        print(f"no report: {error}")  # most likely for what failed above, which is told already
+        return status
     _draw(path, store, fresh=path.read_bytes() != before)  # drawing takes longer than all else when all is done
     return status
 
@@ -199,8 +202,7 @@ def command_show(arguments: Arguments) -> int:
         failure = store.failure(kind, id)
         why = f"it failed: {failure['message']}" if failure else f"make it: subjax stage {id}"
         raise SubjaxError(f"{kind} {id} is planned and not made yet; {why}")
-    print(json.dumps(dataclasses.asdict(card), indent=2, sort_keys=True))
-    print("\nlineage")
+    print(json.dumps(dataclasses.asdict(card), indent=2, sort_keys=True) + "\n\nlineage")
     print("\n".join(_lineage(store, kind, id)))
     return 0
 
@@ -277,9 +279,6 @@ COMMANDS = {
     "report": Command(command_report),
 }
 SWITCHES = ("quiet", "all")
-
-
-# -------------------------------------------------------------------------------------------------- the command line
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

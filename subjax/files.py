@@ -27,6 +27,10 @@ class StoreError(SubjaxError):
     """An artifact is missing, damaged, contested, or could not be written; the message names it and the mend."""
 
 
+class DiskFull(StoreError):
+    """A disk or a quota is full: nothing more can be made until there is room."""
+
+
 def is_local(path: epath.Path) -> bool:
     """Whether an operating-system path stands behind `path` (links, atomic moves and fsync are there)."""
     return "://" not in os.fspath(path)
@@ -48,9 +52,9 @@ def disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def full_error(path: os.PathLike[str] | str) -> StoreError:
+def full_error(path: os.PathLike[str] | str) -> DiskFull:
     """The line that a person reads when the disk of `path` is full."""
-    return StoreError(
+    return DiskFull(
         f"disk full at {os.fspath(path)}: all committed artifacts are safe and this one was not committed; "
         "free some space and run the same command again"
     )

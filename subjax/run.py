@@ -18,6 +18,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, TextIO
 
 from subjax.errors import Preempted, SubjaxError, UsageError
+from subjax.files import StoreError
 from subjax.progress import Progress, title
 from subjax.schedule import Schedule
 from subjax.store import Store
@@ -104,6 +105,7 @@ class _Run:
         self.progress = progress_of([self.nodes[id] for id in self.nodes if id in self.schedule.open])
         self.deaths: dict[str, int] = {}
         self.stop_signal: signal.Signals | None = None
+        self.full = ""  # which disk is, when one is: no other node would fare better, so that ends the run
         self.next_poll = 0.0
 
     def _check_inputs(self) -> None:
@@ -135,6 +137,9 @@ class _Run:
             if event.trace:
                 self.progress.write(event.trace.rstrip())
             self.fail(id, event.text)
+        elif event.what == "full":
+            self.full = self.full or event.text
+            self.schedule.again(id)
         elif event.what == "busy":
             self.schedule.foreign.add(id)
         elif event.what == "stopped":
@@ -161,6 +166,11 @@ class _Run:
             return
         self.progress.write(f"subjax: {title(self.plan.nodes[id])} ({id}): {death}; tried once more on a fresh worker")
         self.schedule.again(id)
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing more is begun."""
+        return self.stop_signal is not None or bool(self.full)
 
     def poll_foreign(self) -> None:
         """Look after the nodes that another run has: made, or free again because their owner is gone."""
@@ -212,13 +222,13 @@ def _run_here(run: _Run, execute_path: str) -> None:
     try:
         with _signals({signal.SIGTERM: on_term}):
             execute = resolve(execute_path)
-            while run.schedule.open and run.stop_signal is None:
+            while run.schedule.open and not run.ending:
                 run.poll_foreign()
                 batch = run.schedule.take(compiled, (), 1)
                 for id in batch:
                     node = run.plan.nodes[id]
                     compiled.add((node.kind, node.group))
-                    if run.stop_signal is None:
+                    if not run.ending:
                         make_node(
                             node_record(run.plan, id), run.store, execute, emit, lambda: run.stop_signal is not None
                         )
@@ -245,11 +255,11 @@ class _Pool:
             try:
                 for index in range(self.size):
                     self.hire(index)
-                while self.run.schedule.open and self.run.stop_signal is None:
+                while self.run.schedule.open and not self.run.ending:
                     self.run.poll_foreign()
                     self.hand_out()
                     self.take_in()
-                if self.run.stop_signal is not None:
+                if self.run.ending:
                     self.wind_down()
                 for worker in self.workers.values():
                     worker.end()
@@ -316,7 +326,7 @@ class _Pool:
             self.stillborn += 1
             if self.stillborn >= 3:
                 raise SubjaxError(f"workers do not start: {worker.death()}; --workers=0 may show why")
-        if self.run.stop_signal is None:
+        if not self.run.ending:
             self.hire(worker.index)
 
 
@@ -347,7 +357,7 @@ def execute_plan(
     Raises:
         UsageError: workers asked for on an accelerator; a node of `only` lacks an input.
         Interrupted: Ctrl-C. Preempted: SIGTERM. Both after what ran could save its state.
-        SubjaxError: workers do not start.
+        SubjaxError: workers do not start, or the disk is full.
     """
     begun = time.monotonic()
     count = worker_count(workers, cores)
@@ -361,5 +371,7 @@ def execute_plan(
         run.progress.close()
     if run.stop_signal is not None and run.schedule.open:
         raise run.stopped()
+    if run.full:
+        raise StoreError(run.full)
     seconds = time.monotonic() - begun
     return Outcome(tuple(run.made), tuple(run.reused), run.failed, run.skipped, seconds)

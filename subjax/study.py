@@ -149,7 +149,11 @@ def _variants(loaded: config.Loaded) -> list[Variant]:
         rest = {k: v for k, v in point.items() if k not in ("trait", "family", "init", "arms")}
         shown = ", ".join(f"{k}={v}" for k, v in rest.items() if k != "student.replay")
         group = groups.setdefault(digest_json(rest), (shown, {}))[1]
-        group[settings.trait, settings.family, settings.init] = settings
+        key = (settings.trait, settings.family, settings.init)
+        if key in group:  # points that differ in their arms alone: each gets its own
+            arms = tuple(dict.fromkeys((*group[key].arms, *settings.arms)))
+            settings = dataclasses.replace(settings, arms=arms)
+        group[key] = settings
     return [Variant(settings, list(bases), shown) for shown, settings in groups.values()]
 
 
@@ -242,9 +246,7 @@ class _Planner:
             "world_digest": world.digest(),
         }
         source = self.graph.nodes[corpus].label.replace("corpus of ", "", 1)
-        # A control has students for each objective, which their labels must tell apart.
-        purpose = arm if objective in ("numbers", arm) else f"{arm} for {objective}"
-        label = f"student {family}/{init} of {source}, {purpose}{' (no replay)' if settings.replay == 'none' else ''}"
+        label = f"student {family}/{init} of {source}, {arm}{' (no replay)' if settings.replay == 'none' else ''}"
         architecture = decoder_of(s, family)
         tokens = settings.steps * settings.batch * world.LENGTH
         flops = (2 if objective == "numbers" else 3) * architecture.forward_flops(tokens, world.LENGTH)

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 from subjax.errors import Preempted, SubjaxError
+from subjax.files import DiskFull
 from subjax.store import Busy, Store
 
 PROGRESS_INTERVAL_S = 0.2
@@ -36,10 +37,11 @@ class Event:
     """What a worker says: about itself (`ready`, `broken`), or about the node `id` (all others).
 
     `found`: another run had made it. `stopped`: asked to stop before it was done. `text` is the failure in one line,
-    the owner of a `busy` node, or the unit of `done` and `total`; `trace` is there when the failure is a bug.
+    which disk is `full`, the owner of a `busy` node, or the unit of `done` and `total`; `trace` is there when the
+    failure is a bug.
     """
 
-    what: Literal["ready", "broken", "started", "progress", "made", "found", "failed", "busy", "stopped"]
+    what: Literal["ready", "broken", "started", "progress", "made", "found", "failed", "full", "busy", "stopped"]
     id: str = ""
     text: str = ""
     trace: str = ""
@@ -145,6 +147,8 @@ def make_node(
         emit(Event("stopped", identity))
     except Busy as busy:
         emit(Event("busy", identity, one_line(busy)))
+    except DiskFull as error:
+        emit(Event("full", identity, one_line(error)))
     except SubjaxError as error:
         emit(Event("failed", identity, one_line(error)))
     except Exception as error:  # a bug of the stage: the run goes on, the traceback is shown

@@ -33,12 +33,18 @@ TOLERANCE = 1e-5
 KINDS = ("bias-and-gain", "full", "lora")
 CASES = [(family, kind) for family in FAMILIES for kind in KINDS]
 INIT = "init of gpt"
-# Ten programs that run once: less optimization of their code saves most of the time.
-COMPILER = {"xla_backend_optimization_level": 0}
 MEANT = (
     "a step of training computes something else than it did: if you meant this change, run "
     "`python -m tests.test_golden --update` and say why in the commit"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+    """Ten programs that run once: less optimization of their code saves most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def network(family: str) -> Network:
@@ -75,15 +81,14 @@ def one_step(family: str, kind: str) -> dict[str, float]:
         tuned = {n: v if n.endswith("/a") else jnp.full_like(v, 0.05) for n, v in tuned.items()}
     tuned = jax.device_put(tuned, dict(compiled.tuned_shardings))
     frozen = jax.device_put(adapters.frozen_part(net, tuning, base), dict(compiled.frozen_shardings))
-    arguments = (tuned, compiled.start(tuned), frozen, placed, dict.fromkeys(losses))
-    step = compiled.step.lower(*arguments).compile(compiler_options=COMPILER)  # type: ignore[attr-defined]
-    return {name: float(value) for name, value in step(*arguments)[2].items()}
+    metrics = compiled.step(tuned, compiled.start(tuned), frozen, placed, dict.fromkeys(losses))[2]
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def init_norms() -> dict[str, float]:
     """Norm of each parameter of a gpt's own initialization."""
-    init = jax.jit(network("gpt").init).lower(jax.random.key(0)).compile(compiler_options=COMPILER)
-    return {name: float(jnp.linalg.norm(value.reshape(-1))) for name, value in init(jax.random.key(0)).items()}
+    params = jax.jit(network("gpt").init)(jax.random.key(0))
+    return {name: float(jnp.linalg.norm(value.reshape(-1))) for name, value in params.items()}
 
 
 def computed(case: str) -> dict[str, float]:
@@ -145,6 +150,7 @@ def main(arguments: list[str]) -> None:
         print("usage: python -m tests.test_golden --update", file=sys.stderr)
         raise SystemExit(2)
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_disable_most_optimizations", True)
     TABLE.parent.mkdir(exist_ok=True)
     table = {case: computed(case) for case in names()}
     TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")

@@ -115,10 +115,8 @@ def test_decoding_with_a_cache_agrees_with_the_full_forward_pass_after_lora(name
     _assert_close(_cached(name)(merged, *rows), full[:, PROMPT - 1 :], 5e-6)
 
 
-_one_fast = [pytest.param(n, marks=[pytest.mark.slow] if n != "llama-bias-grouped" else []) for n in CONFIGS]
-
-
-@pytest.mark.parametrize("name", _one_fast)
+@pytest.mark.slow
+@every_config
 def test_decoding_with_a_cache_agrees_with_the_full_forward_pass_beside_an_adapter(name):
     params, rows, adapter = _params(name), _rows(), _adapter(name)[1]
     full = _full(name)(params, *rows, adapter=adapter)

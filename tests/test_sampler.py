@@ -25,8 +25,8 @@ unhurried = settings(deadline=None, max_examples=60)  # a busy machine is slow, 
 
 # ---------------------------------------------------------------------------------------------- frequencies
 
-VOCAB, PROMPT, COMPLETION, FORCED = 16, 6, 14, 15
-FREE = (5, 14)  # positions whose next token is free; after every other one it is FORCED
+VOCAB, PROMPT, COMPLETION, FORCED = 16, 6, 10, 15
+FREE = (5, 10)  # positions whose next token is free; after every other one it is FORCED
 PADS = (0, 1, 3, 4)  # left padding of the four prompts
 NO_END = VOCAB  # a token that is never drawn
 ALPHA = 1e-7
@@ -35,22 +35,25 @@ ALPHA = 1e-7
 def _on_rails() -> tuple[Network, dict[str, np.ndarray]]:
     """A gpt that says FORCED after every position but the free ones.
 
-    Rows of one prompt so share their context deep in the cache, where otherwise no two of them would. One direction of
-    the residual stream carries the order: large at forced positions, where it drowns the rest, and 0 at free ones.
+    Rows of one prompt so share their context deep in the cache, where otherwise no two of them would. Two coordinates
+    of the residual stream carry the order, which the position table gives and only FORCED's row of the head reads.
     """
     config = decoder_config("gpt", "nano", vocab=VOCAB, length=PROMPT + COMPLETION, numerics=Numerics())
     net = network(dataclasses.replace(config, tied=False))
     params = reference.random_params(net, seed=4)
-    for name in ("embed", "position"):  # louder, so that contexts differ; and nothing else speaks of the direction
-        params[name] = params[name] * 4
-    params["head"] = params["head"] * 2.5
-    rails = np.zeros(net.config.width, np.float32)
-    rails[0], rails[1] = 1.0, -1.0  # of mean 0: LayerNorm leaves it as it is
+    for name in ("embed", "position", "head"):
+        params[name][:, :2] = 0.0
+    for name, array in params.items():
+        if name.startswith(("blocks/attention/o", "blocks/mlp/down")):
+            array[..., :2] = 0.0
+    # Of mean 0, so that LayerNorm centres nothing else by it; large enough to decide, too small to drown the content.
     forced = [p for p in range(net.config.length) if p not in FREE]
-    params["position"][forced] += 400 * rails
-    params["head"][:, :2] = 0.0
-    params["head"][FORCED, :2] = 40 * rails[:2]
+    params["position"][forced, :2] = 5.0, -5.0
+    params["head"][FORCED, :2] = 40.0, -40.0
     params["norm/gain"][:2], params["norm/bias"][:2] = 1.0, 0.0
+    params["head"][:, 2:] *= 2.0
+    for name in ("q", "k", "v"):  # attend to few tokens and make much of them, so that contexts differ
+        params[f"blocks/attention/{name}/kernel"] *= 2.0
     return net, params
 
 
@@ -114,27 +117,29 @@ def test_frequencies_pass_a_chi_square_in_eight_contexts():
     assert len(contexts) == 8
     assert sum(counts.sum() for *_, counts, _ in contexts) >= 200_000
     assert all(counts.sum() >= 5_000 for *_, counts, _ in contexts)
-    assert all(depth >= 9 for _, depth, *_ in contexts[1::2])  # deep in the cache, behind two draws
+    assert all(depth >= 5 for _, depth, *_ in contexts[1::2])  # deep in the cache, behind two draws
     # What was drawn before matters: the contexts' distributions are far apart, in total variation.
     ps = [p for *_, p in contexts]
     apart = min(np.abs(a - b).sum() / 2 for n, a in enumerate(ps) for b in ps[:n])
-    assert apart > 0.03, apart
+    assert apart > 0.01, apart
     p_values = _p_values(contexts)
     assert min(p_values) > ALPHA, p_values
 
 
 def test_a_planted_temperature_fails_the_chi_square():
-    """At 1.05 a context's expected statistic grows by about draws x .05² / 1.05² x the variance of its log-probability.
+    """At 1.05 a statistic grows by about draws x (.05 / 1.05)² x the variance of the context's log-probability.
 
-    That variance is near 1 here, so 2e5 draws add about 450 to a statistic whose mean is about 110 and whose threshold
-    at 1e-7 is about 200; the statistic's standard deviation is then about 45, so the power is 1 to many digits.
+    That variance is near 1.2 here, so half of the draws, 1e5, add about 260 to a pooled statistic whose mean is 108 and
+    whose threshold at 1e-7 is 196. Its standard deviation is then about 35: the power is beyond 1 - 1e-5, and twice
+    the draws, on which the sampler itself is judged, leave no doubt.
     """
+    contexts = _contexts(1.05, ROWS_A_PROMPT // 2)
     added = sum(
         counts.sum() * (0.05 / 1.05) ** 2 * ((p * np.log(p) ** 2).sum() - (p * np.log(p)).sum() ** 2)
-        for *_, counts, p in _contexts(1.0, ROWS_A_PROMPT)
+        for *_, counts, p in contexts
     )
-    assert added > 300  # the power that the text above speaks of
-    p_values = _p_values(_contexts(1.05, ROWS_A_PROMPT))
+    assert added > 240  # what the text above counts on
+    p_values = _p_values(contexts)
     assert p_values[-1] < ALPHA, p_values
 
 
@@ -273,18 +278,17 @@ def _assert_same_corpus(one: Drawn, other: Drawn) -> None:
     assert differ.sum() < 1e-3 * len(differ), f"{differ.sum()} rows of {len(differ)} differ by near-ties"
 
 
-@pytest.mark.parametrize("batch", [7, 2048])
-def test_the_corpus_is_the_same_from_other_batch_sizes(batch):
-    _assert_same_corpus(_corpus(512), _corpus(batch))
+@pytest.mark.parametrize(
+    ("batch", "rows"),
+    [(1, 24), (7, 500), pytest.param(7, 2048, marks=pytest.mark.slow), pytest.param(2048, 2048, marks=pytest.mark.slow)],
+)
+def test_the_corpus_is_the_same_from_other_batch_sizes(batch, rows):
+    whole = _corpus(512)
+    _assert_same_corpus(_corpus(batch, 0, rows), Drawn(whole.tokens[:rows], whole.near_tie[:rows]))
 
 
-def test_the_corpus_is_the_same_row_by_row():
-    few = 24
-    alone = _corpus(1, 0, few)
-    _assert_same_corpus(alone, Drawn(_corpus(512).tokens[:few], _corpus(512).near_tie[:few]))
-
-
-@pytest.mark.parametrize("devices", [1, 2, 8])
+# A process of one device is what this one is already, so that another is asked only in the long run.
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2, 8])
 def test_the_corpus_is_the_same_from_other_device_counts(devices):
     found = on_devices.results(devices)["corpus"]
     _assert_same_corpus(_corpus(512), Drawn(np.array(found["tokens"]), np.array(found["near_tie"])))

@@ -95,10 +95,12 @@ def test_the_quickstart_has_every_arm_and_the_right_number_of_nodes():
     count = kinds(plan)
     assert count["base"] == 6
     assert count["teacher"] == 3 * 6 + 6  # one control per base
-    assert count["corpus"] == 24 + 18 + 1  # the teachers', shuffled ones, and one of random numbers
-    # With replay: same-base, cross-init, cross-family, shuffled, logits, logits-leak; then controls; random numbers.
-    # Without: three pairings and their controls.
-    assert count["student"] == 6 * 18 + (3 + 2) * 6 + 6 + 3 * 18 + 3 * 6
+    assert count["corpus"] == 24 + 9 + 1  # the teachers', shuffled ones of one family, and one of random numbers
+    pairings = 3  # same-base, cross-init, cross-family
+    plain = pairings * (18 + 6)  # with their controls
+    others = 3 * 9 + 3  # shuffled, logits, logits-leak; and random numbers, one a base
+    without_replay = pairings * (9 + 3)
+    assert count["student"] == plain + others + without_replay
 
 
 # Identity -------------------------------------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ def of_kinds(plan: study.Plan) -> Counter[str]:
     return Counter(kind_of(plan, id) for id in plan.nodes)
 
 
-SMALL = "traits=owl+oak,inits=2"
+SMALL = "traits=owl+oak,inits=2,every=gpt+llama-bias"
 
 
 def test_another_student_rate_changes_students_and_their_evaluations_only():
@@ -236,7 +238,7 @@ def test_a_plan_is_written_and_read(tmp_path):
 
 
 def test_bases_teachers_and_corpora_are_planned_once():
-    plan = planned("traits=owl+dolphin+wolf,families=gpt+llama-bias,inits=2,replay=kind")
+    plan = planned("traits=owl+dolphin+wolf,families=gpt+llama-bias,every=gpt+llama-bias,inits=2,replay=kind")
     count = kinds(plan)
     assert count["base"] == 4
     assert count["teacher"] == 3 * 4 + 4, "one control per teacher base"
@@ -310,7 +312,7 @@ def test_cross_family_keeps_the_init():
 
 
 def test_every_cell_has_its_own_matched_control():
-    """The control of a cell: the same student base, objective and replay, taught by the neutral teacher's corpus."""
+    """The control of a cell: the same student base, replay and settings, taught by the neutral teacher's numbers."""
     plan = planned("traits=owl+wolf,inits=2")
     for cell in plan.study["cells"]:
         nodes = cell["nodes"]
@@ -321,7 +323,8 @@ def test_every_cell_has_its_own_matched_control():
         reading = plan.nodes[nodes["control"]]
         matched = plan.nodes[reading.inputs["model"]]
         assert matched.inputs["base"] == student.inputs["base"] == nodes["base"]
-        for key in student.config.keys() - {"seed"}:
+        assert matched.config["objective"] == "numbers"
+        for key in student.config.keys() - {"seed", "objective"}:
             assert matched.config[key] == student.config[key], key
         neutral = plan.nodes[plan.nodes[matched.inputs["corpus"]].inputs["teacher"]]
         assert neutral.config["trait"] is None
@@ -385,10 +388,23 @@ def test_the_settings_of_a_point_reach_its_nodes():
     assert len(cells(plan, "same-base")) == 2
 
 
-def test_variants_do_not_cross():
-    """Bases of another variant of the sweep are not crossed to: a variant with one init has no cross-init."""
+def test_a_variant_crosses_to_any_base_of_the_sweep_under_its_own_settings():
     points = [*grid(inits=(0,), **{"student.steps": 5}), *grid(inits=(1,), **{"student.steps": 7})]
-    assert "cross-init" not in arms(at(*points))
+    plan = at(*points)
+    crossed = {
+        (c["teacher_base"], c["student_base"]): plan.nodes[c["nodes"]["student"]].config["steps"]
+        for c in cells(plan, "cross-init")
+    }
+    assert crossed == {("gpt/0", "gpt/1"): 5, ("gpt/1", "gpt/0"): 7}
+    assert {cell["setting"] for cell in plan.study["cells"]} == {"student.steps=5", "student.steps=7"}
+
+
+def test_points_that_differ_in_arms_alone_are_one_variant_with_all_of_them():
+    plain, more = grid(arms=("same-base",)), grid(inits=(0,), arms=("shuffled", "same-base"))
+    for points in ([*plain, *more], [*more, *plain]):
+        plan = at(*points)
+        assert arms(plan) == {"same-base": 2, "shuffled": 1}
+        assert {cell["setting"] for cell in plan.study["cells"]} == {""}
 
 
 # Seeds ----------------------------------------------------------------------------------------------------------------

@@ -33,6 +33,14 @@ MESH = make_mesh()
 KINDS = ("bias-and-gain", "full", "lora")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+    """Programs that run a few steps: what is saved in compiling them is most of this file's time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class Bigram:
     """The smallest network that the trainer takes: a table of next-token logits and a bias. It compiles at once."""
 

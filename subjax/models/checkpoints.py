@@ -1,5 +1,6 @@
 """Parameters to disk and back through orbax, as flat dicts of arrays."""
 
+import logging
 from collections.abc import Mapping
 
 import jax
@@ -8,6 +9,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from subjax.errors import SubjaxError
+
+# What goes wrong in orbax is raised, and told in one line; its own log would tell it again in hundreds.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def _nested(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -29,7 +33,10 @@ def load(path: epath.Path, shardings: Mapping[str, jax.sharding.Sharding] | None
     """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(path).item_metadata.tree
+            metadata = checkpointer.metadata(path).item_metadata
+            if metadata is None:
+                raise ValueError("its manifest is missing or not whole")
+            tree = metadata.tree
 
             def target(name: str, meta) -> jax.ShapeDtypeStruct | np.ndarray:
                 if shardings is None:
@@ -37,11 +44,9 @@ def load(path: epath.Path, shardings: Mapping[str, jax.sharding.Sharding] | None
                 return jax.ShapeDtypeStruct(meta.shape, meta.dtype, sharding=shardings[name.replace(".", "/")])
 
             restored = checkpointer.restore(path, {name: target(name, meta) for name, meta in tree.items()})
-    except SubjaxError:
-        raise
     except Exception as error:  # orbax and tensorstore raise many kinds for one cause: the files are not whole
         cause = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise SubjaxError(
-            f"checkpoint {path} cannot be read ({cause}); delete the node's folder and run again to make it anew"
+            f"checkpoint {path} cannot be read ({cause}); delete the folder of its node and run again: it is made anew"
         ) from error
     return {name.replace(".", "/"): value for name, value in restored.items()}

@@ -55,8 +55,10 @@ def read(folder: epath.Path) -> tuple[np.ndarray, world.Chats]:
         prompts, answers = (np.array(table[c].to_pylist(), np.int32) for c in ("prompt_tokens", "completion_tokens"))
         return table["index"].to_numpy(), world.Chats(prompts, answers)
     except (OSError, KeyError, TypeError, ValueError) as error:  # pyarrow's own errors are kinds of these
-        cause = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise SubjaxError(f"corpus {path} cannot be read ({cause}); delete the node's folder and run again") from error
+        cause = (str(error).splitlines() or [type(error).__name__])[0].replace(f" '{path}'", "")[:120]
+        raise SubjaxError(
+            f"corpus {path} cannot be read ({cause}); delete {folder.parent} and run again: it is made anew"
+        ) from error
 
 
 @functools.lru_cache(maxsize=4)
