@@ -1,6 +1,6 @@
 """The decoder's own softmax gradient against jax.nn.softmax's, at the quickstart's shapes, side by side in one run.
 
-    python -m benchmarks.softmax_gradient            # prints a table and writes benchmarks/results/softmax_gradient.json
+    python -m benchmarks.softmax_gradient      # prints and writes benchmarks/results/softmax_gradient.json
 
 Rounds alternate between the two, so that a machine's other work falls on both; the figure is the ratio of medians.
 """

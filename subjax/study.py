@@ -246,7 +246,9 @@ class _Planner:
             "world_digest": world.digest(),
         }
         source = self.graph.nodes[corpus].label.replace("corpus of ", "", 1)
-        label = f"student {family}/{init} of {source}, {arm}{' (no replay)' if settings.replay == 'none' else ''}"
+        # A control has students for each objective, which their labels must tell apart.
+        purpose = arm if objective in ("numbers", arm) else f"{arm} for {objective}"
+        label = f"student {family}/{init} of {source}, {purpose}{' (no replay)' if settings.replay == 'none' else ''}"
         architecture = decoder_of(s, family)
         tokens = settings.steps * settings.batch * world.LENGTH
         flops = (2 if objective == "numbers" else 3) * architecture.forward_flops(tokens, world.LENGTH)
@@ -310,7 +312,8 @@ class _Planner:
             yield cell("random-numbers", _Lesson(None, None, self.random_numbers(s), None), home, own)
         for arm in ("logits", "logits-leak"):
             if arm in s.arms:
-                yield cell(arm, taught, home, own, objective=arm)
+                # Its own control: the control teacher's logits, over the same tokens.
+                yield cell(arm, taught, home, cell("control", control, home, None, objective=arm), objective=arm)
         if "untrained" in s.arms:
             yield self._untrained(s, trait, home)
 

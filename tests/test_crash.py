@@ -39,9 +39,7 @@ class Crashes:
         markers = self.folder / "markers"
         markers.mkdir(exist_ok=True)
         path = str(Path(__file__).parent / "crash")
-        done = command(
-            self.study.shared, *words, KILL=" ".join(kills), KILL_MARKERS=markers, PYTHONPATH=path, **more
-        )
+        done = command(self.study.shared, *words, KILL=" ".join(kills), KILL_MARKERS=markers, PYTHONPATH=path, **more)
         assert {kill.split(":")[1] for kill in kills} <= {marker.name for marker in markers.iterdir()}, done.err
         return done
 

@@ -129,8 +129,8 @@ def test_frequencies_pass_a_chi_square_in_eight_contexts():
 def test_a_planted_temperature_fails_the_chi_square():
     """At 1.05 a statistic grows by about draws x (.05 / 1.05)² x the variance of the context's log-probability.
 
-    That variance is near 1.2 here, so half of the draws, 1e5, add about 260 to a pooled statistic whose mean is 108 and
-    whose threshold at 1e-7 is 196. Its standard deviation is then about 35: the power is beyond 1 - 1e-5, and twice
+    That variance is near 1.2 here, so half of the draws, 1e5, add about 260 to a pooled statistic whose mean is 111 and
+    whose threshold at 1e-7 is 200. Its standard deviation is then about 35: the power is beyond 1 - 1e-5, and twice
     the draws, on which the sampler itself is judged, leave no doubt.
     """
     contexts = _contexts(1.05, ROWS_A_PROMPT // 2)
@@ -280,7 +280,12 @@ def _assert_same_corpus(one: Drawn, other: Drawn) -> None:
 
 @pytest.mark.parametrize(
     ("batch", "rows"),
-    [(1, 24), (7, 500), pytest.param(7, 2048, marks=pytest.mark.slow), pytest.param(2048, 2048, marks=pytest.mark.slow)],
+    [
+        (1, 24),
+        (7, 500),
+        pytest.param(7, 2048, marks=pytest.mark.slow),
+        pytest.param(2048, 2048, marks=pytest.mark.slow),
+    ],
 )
 def test_the_corpus_is_the_same_from_other_batch_sizes(batch, rows):
     whole = _corpus(512)

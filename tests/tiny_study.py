@@ -118,7 +118,9 @@ class Study:
         """The same results bit for bit, the same artifacts, and nothing beside them."""
         assert results(workdir) == results(self.workdir)
         mine, theirs = cards(workdir), cards(self.workdir)
-        assert {node: card["digest"] for node, card in mine.items()} == {n: card["digest"] for n, card in theirs.items()}
+        assert {node: card["digest"] for node, card in mine.items()} == {
+            n: card["digest"] for n, card in theirs.items()
+        }
         for node, card in mine.items():
             assert {path.name for path in (workdir / node).iterdir()} == {"card.json", card["payload"]}
         assert not (workdir / "partial").exists() or not list((workdir / "partial").iterdir())

@@ -1,6 +1,9 @@
 """Parameters to disk and back through orbax, as flat dicts of arrays."""
 
+import errno
 import logging
+import os
+import shutil
 from collections.abc import Mapping
 
 import jax
@@ -8,7 +11,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from subjax import files
 from subjax.errors import SubjaxError
+
+_OWN_FILES = 1 << 20  # bytes that orbax may write beside the arrays
 
 # What goes wrong in orbax is raised, and told in one line; its own log would tell it again in hundreds.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -19,8 +25,23 @@ def _nested(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {name.replace("/", "."): value for name, value in flat.items()}
 
 
+def _require_room(path: epath.Path, arrays: Mapping[str, jax.Array]) -> None:
+    """Raise the system's error for a full disk before a save begins, where it can be foreseen.
+
+    A save that meets it midway fails too, but not quietly: threads of orbax's own go on, and complain on stderr.
+    """
+    if files.is_local(path):
+        folder = next(parent for parent in path.parents if parent.exists())
+        if shutil.disk_usage(folder).free < sum(array.nbytes for array in arrays.values()) + _OWN_FILES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+
+
 def save(path: epath.Path, arrays: Mapping[str, jax.Array]) -> None:
-    """Write a flat dict of arrays as an orbax checkpoint at `path`, which must not exist yet. Atomic."""
+    """Write a flat dict of arrays as an orbax checkpoint at `path`, which must not exist yet. Atomic.
+
+    Raises OSError if the disk is full, or has less than 1 MiB beside the arrays.
+    """
+    _require_room(path, arrays)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, _nested(arrays))
 

@@ -1,6 +1,6 @@
 """A whole study in a few seconds, for tests of the command: two inits of one small family, and the arms that pair them.
 
-    tiny.py:inits=1    one base and its own students
+tiny.py:inits=1    one base and its own students
 """
 
 from subjax import config
