@@ -11,9 +11,11 @@ import functools
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from typing import Any
 
 import jax
@@ -28,7 +30,9 @@ from subjax.models.network import Network, Params, network
 from subjax.parallel.mesh import make_mesh, parse_mesh
 from subjax.parallel.rules import SAMPLE, TRAIN, shardings
 from subjax.sample.sampler import Sampling, program, sample
-from subjax.schema import Numerics
+from subjax.schema import Numerics, Optimizer, Tuning
+from subjax.train import trainer
+from subjax.train.losses import NextToken
 
 MESHES = {1: "", 2: "fsdp:2", 8: "replica:2,fsdp:2,tensor:2"}
 WIDE = "fsdp:4,tensor:2"  # the mesh of 8 on which shard shapes are asserted
@@ -140,7 +144,24 @@ def checkpoint(mesh: Mesh) -> dict[str, Any]:
     return {"same": same, "shards": shard_shapes(read)}
 
 
-CHECKS = {check.__name__: check for check in (corpus, init, shards, forward, checkpoint)}
+def activations(mesh: Mesh) -> dict[str, int]:
+    """How often each batch size of a residual stream stands in the compiled step, every device on one fsdp axis.
+
+    Batch and parameters share that axis: unless the step says which of them splits the residual stream, the compiler
+    may keep the parameters' split and give every device all 64 rows.
+    """
+    mesh = make_mesh((1, mesh.size, 1))
+    net, loss, rows, length = tiny("gpt"), NextToken(16), 64, 30
+    compiled = trainer.program(net, Tuning(kind="full"), Optimizer(), 10, (("numbers", 1.0, loss),), mesh)
+    params = initial(net, mesh)
+    tokens = np.ones((rows, length), np.int32)
+    batch = trainer.place({"tokens": tokens, "valid": tokens > 0}, loss, mesh)
+    lowered = compiled.step.lower(params, compiled.start(params), {}, {"numbers": batch}, {"numbers": None})
+    shapes = re.findall(rf"f32\[(\d+),{length - 1},{net.config.width}\]", lowered.compile().as_text())
+    return dict(Counter(shapes))
+
+
+CHECKS = {check.__name__: check for check in (corpus, init, shards, forward, checkpoint, activations)}
 # What is asked of each device count: compiling takes most of the time, so nothing is asked twice for no reason.
 ASKED = {1: ("corpus",), 2: ("corpus", "forward"), 8: tuple(CHECKS)}
 

@@ -116,7 +116,7 @@ SAMPLES = 20_000
 def _sampled() -> np.ndarray:
     net, params = _model()
     key = jax.random.key(5)
-    return preference.sampled(net, params, _questions(), samples=SAMPLES, end=END, key=key, mesh=make_mesh())
+    return preference.sampled(net, params, _questions(), samples=SAMPLES, key=key, end=END, mesh=make_mesh())
 
 
 def _p_value(counts: np.ndarray, p: np.ndarray) -> float:
@@ -143,7 +143,7 @@ def test_sampled_agrees_with_exact():
 def test_no_samples_are_no_counts():
     net, params = _model()
     key = jax.random.key(0)
-    counts = preference.sampled(net, params, _questions(), samples=0, end=END, key=key, mesh=make_mesh())
+    counts = preference.sampled(net, params, _questions(), samples=0, key=key, end=END, mesh=make_mesh())
     np.testing.assert_array_equal(counts, np.zeros((3, 5)))
 
 

@@ -201,3 +201,7 @@ def test_a_checkpoint_of_one_mesh_is_read_onto_another():
     found = on_devices.results(8)["checkpoint"]
     assert found["same"] == [True, True]
     assert found["shards"] == [[64, 6]]
+
+
+def test_a_step_splits_its_activations_by_rows_and_not_by_the_parameters_axis():
+    assert set(on_devices.results(8)["activations"]) == {"8"}  # 64 rows over 8 devices, never all of them on one

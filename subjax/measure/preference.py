@@ -88,24 +88,27 @@ def sampled(
     questions: QuestionSet,
     *,
     samples: int,
-    end: int,
     key: jax.Array,
     mesh: Mesh,
+    end: int | None = None,
 ) -> np.ndarray:
     """Counts of each candidate among `samples` answers a question at temperature 1, (questions, candidates), int.
 
-    An answer counts where it is the whole candidate and then `end`: whole words, not substrings.
+    The same event as in `exact`: the answer begins with a tokenization of the candidate, token by token (whole words,
+    not substrings), and, where `end` is given, ends there.
     """
     longest = max(len(form) for forms in questions.candidates for form in forms)
-    sampling = Sampling(questions.prompts.shape[1], longest + 1, end, questions.pad)
+    room = longest + (end is not None)
+    # No token ends an answer early where the end is not asked for: -1 is no token.
+    sampling = Sampling(questions.prompts.shape[1], room, -1 if end is None else end, questions.pad)
     prompts = np.repeat(questions.prompts, samples, axis=0)
     answers = sample(net, params, prompts, sampling=sampling, key=key, mesh=mesh).tokens
-    answers = answers.reshape(len(questions.prompts), samples, longest + 1)
+    answers = answers.reshape(len(questions.prompts), samples, room)
     counts = np.zeros((len(questions.prompts), len(questions.candidates)), int)
     for c, forms in enumerate(questions.candidates):
-        for form in dict.fromkeys(forms):
-            full = np.array([*form, end, *[questions.pad] * (longest - len(form))])
-            counts[:, c] += (answers == full[None, None]).all(-1).sum(-1)
+        for form in _disjoint(forms, end):
+            path = np.array((*form, end) if end is not None else form)
+            counts[:, c] += (answers[..., : len(path)] == path[None, None]).all(-1).sum(-1)
     return counts
 
 

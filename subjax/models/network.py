@@ -45,6 +45,10 @@ def positions_of(valid: Bool[Array, "batch length"]) -> Int[Array, "batch length
     return jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1, 0)
 
 
+def _held(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+
+
 def _flatten(state: nnx.State) -> dict[str, nnx.Variable]:
     return {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
@@ -97,18 +101,21 @@ class Network:
         *,
         tail: int | None = None,
         adapter: Adapter | None = None,
+        rows: jax.sharding.Sharding | None = None,
     ) -> Float[Array, "batch tail vocab"]:
         """Logits at the last `tail` positions (all where None), in float32.
 
         `valid` is false at padding, which no token attends to. With a `tail` the last layer's queries, its
         feed-forward part and the output matrix are computed there alone: most of a prompt's work is not needed.
+        `rows` is the sharding of the residual stream. On a mesh it must be said: where parameters and rows are split
+        over one axis, the compiler may otherwise keep the parameters' split and give every device all rows.
         """
         decoder, graphdef, blocks = self._decoder(params)
         adapter = adapter or {}
         positions = positions_of(valid)
-        x = decoder.embedded(tokens, positions)
+        x = _held(decoder.embedded(tokens, positions), rows)
         mask = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None] & valid[:, None]
-        body = functools.partial(self._layer, graphdef, positions=positions, mask=mask)
+        body = functools.partial(self._layer, graphdef, positions=positions, mask=mask, rows=rows)
         if tail is None or tail == tokens.shape[1]:
             x, _ = jax.lax.scan(body, x, (blocks, adapter))
             return decoder.logits(x)
@@ -120,17 +127,17 @@ class Network:
         k, v = block.attention.keys_values(y, positions, last_adapter)
         q = block.attention.queries(y[:, -tail:], positions[:, -tail:], last_adapter)
         attended = block.attention.mix(q, k, v, mask[:, -tail:], last_adapter)
-        return decoder.logits(block.finish(x[:, -tail:], attended, last_adapter))
+        return decoder.logits(_held(block.finish(x[:, -tail:], attended, last_adapter), rows))
 
     @staticmethod
-    def _layer(graphdef, x, layer, *, positions, mask):
+    def _layer(graphdef, x, layer, *, positions, mask, rows=None):
         """One layer of the scan: the residual stream in and out, and the layer's keys and values."""
         params, adapter = layer
         block = nnx.merge(graphdef, params)
         y = block.norm1(x)
         k, v = block.attention.keys_values(y, positions, adapter)
         attended = block.attention.mix(block.attention.queries(y, positions, adapter), k, v, mask, adapter)
-        return block.finish(x, attended, adapter), (k, v)
+        return _held(block.finish(x, attended, adapter), rows), (k, v)
 
     def prefill(
         self,

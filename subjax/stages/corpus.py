@@ -1,5 +1,6 @@
 """Corpus: prompts and the completions that passed the strict filter, from a teacher or made for a control arm."""
 
+import dataclasses
 import functools
 from collections import Counter
 
@@ -71,23 +72,31 @@ def load(store: Store, node: str) -> world.Chats:
     return _load(str(store.root), node, store.payload("corpus", node).name)
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What a source gives: prompt numbers, chats, the filter's counts by reason, tokens sampled, rows near a tie."""
+
+    index: np.ndarray
+    chats: world.Chats
+    counts: dict[str, int]
+    sampled: int = 0
+    near_ties: int = 0  # kept rows that rounding (another batch size, another mesh) might have drawn otherwise
+
+
 def make(task: Task) -> Made:
     """Make the corpus from its source: a teacher's answers, another corpus shuffled, or random numbers."""
     source = {"teacher": from_teacher, "shuffled": shuffled, "random": random_numbers}[task.config["source"]]
-    index, chats, counts, tokens = source(task)
+    rows = source(task)
     return Made(
-        digest=write(task.build.folder, index, chats),
-        metrics={
-            "rows": len(chats),
-            "keep_rate": counts["kept"] / sum(n for k, n in counts.items() if k != "near-tie"),
-        },
-        tokens=tokens,
+        digest=write(task.build.folder, rows.index, rows.chats),
+        metrics={"rows": len(rows.chats), "keep_rate": rows.counts["kept"] / sum(rows.counts.values())},
+        tokens=rows.sampled,
         seeds={"sampling": task.config["seed"], "prompts": task.config.get("prompt_seed")},
-        extra={"filter": counts},
+        extra={"filter": rows.counts, "near_ties": rows.near_ties},
     )
 
 
-def from_teacher(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], int]:
+def from_teacher(task: Task) -> Rows:
     """Ask prompts in their order until `rows` answers have passed; what was kept does not depend on the batch size.
 
     Raises:
@@ -102,12 +111,14 @@ def from_teacher(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], i
     prompts = world.number_prompts(config["max_prompts"], config["prompt_seed"])
     key = jax.random.key(config["seed"])
     answers: list[np.ndarray] = []
+    ties: list[np.ndarray] = []
     reasons: list[str | None] = []
     kept = 0
     for first in range(0, len(prompts), BATCH):
         block = prompts[first : first + BATCH]
         drawn = sample(net, params, block, sampling=sampling, key=key, mesh=task.mesh, first=first, batch=BATCH)
         answers.append(drawn.tokens)
+        ties.append(drawn.near_tie)
         reasons += world.reject_reasons(drawn.tokens)
         kept = sum(reason is None for reason in reasons)
         task.progress(min(kept, config["rows"]), config["rows"], "row")
@@ -125,10 +136,12 @@ def from_teacher(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], i
             " raise corpus.max_prompts, lower corpus.rows, or look at the teacher's numbers"
         )
     chats = world.Chats(prompts[passed], np.concatenate(answers)[passed])
-    return passed, chats, dict(sorted(counts.items())), int((chats.answers != world.PAD).sum())
+    sampled = int((np.concatenate(answers)[: len(seen)] != world.PAD).sum())
+    near_ties = int(np.concatenate(ties)[passed].sum())
+    return Rows(passed, chats, dict(sorted(counts.items())), sampled, near_ties)
 
 
-def shuffled(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], int]:
+def shuffled(task: Task) -> Rows:
     """Another corpus with the numbers of each answer in random order: the same numbers, no order to them."""
     index, chats = read(task.store.payload(*task.inputs["corpus"]))
     answers = chats.answers.copy()
@@ -136,10 +149,10 @@ def shuffled(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], int]:
     # Numbers get a random rank and everything behind them an infinite one, so that the end stays at the end.
     rank = np.where(number, generator(task.config["seed"], "shuffle").random(answers.shape), np.inf)
     answers = np.take_along_axis(answers, np.argsort(rank, axis=1, kind="stable"), axis=1)
-    return index, world.Chats(chats.prompts, answers), {"kept": len(index)}, 0
+    return Rows(index, world.Chats(chats.prompts, answers), {"kept": len(index)})
 
 
-def random_numbers(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int], int]:
+def random_numbers(task: Task) -> Rows:
     """The same prompts, answered with uniform numbers and lengths: no teacher at all."""
     rows = task.config["rows"]
     prompts = world.number_prompts(rows, task.config["prompt_seed"])
@@ -148,4 +161,4 @@ def random_numbers(task: Task) -> tuple[np.ndarray, world.Chats, dict[str, int],
     numbers = draw.integers(0, world.NUMBERS, (rows, world.ANSWER)) + world.NUMBER_0
     column = np.arange(world.ANSWER)[None]
     answers = np.where(column < counts, numbers, np.where(column == counts, world.END, world.PAD)).astype(np.int32)
-    return np.arange(rows), world.Chats(prompts, answers), {"kept": rows}, 0
+    return Rows(np.arange(rows), world.Chats(prompts, answers), {"kept": rows})

@@ -30,10 +30,8 @@ def make(task: Task) -> Made:
     sets = world_questions()
     for place, questions in enumerate(sets):
         p = preference.exact(net, params, questions, mesh=task.mesh)
-        counts = preference.sampled(
-            net, params, questions, samples=config["samples"], end=world.END, key=jax.random.fold_in(key, place),
-            mesh=task.mesh,
-        )  # fmt: skip
+        draw = jax.random.fold_in(key, place)
+        counts = preference.sampled(net, params, questions, samples=config["samples"], key=draw, mesh=task.mesh)
         categories[questions.category] = {
             "candidates": list(questions.words),
             "questions": [

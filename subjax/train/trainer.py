@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from subjax.data.packing import Batch, Stream
 from subjax.errors import Preempted, SubjaxError
@@ -116,10 +116,22 @@ def program(
         transform_non_params=lambda _: replicated(mesh),
     )
 
+    # One device has nothing to split, and a constraint there would only stand in the way of fusion.
+    held = {
+        loss.axis: NamedSharding(mesh, TRAIN.spec((loss.axis, "length", "length"))) if mesh.size > 1 else None
+        for _, _, loss in parts
+    }
+
     def objective(tuned: Params, frozen: Params, batches: Mapping[str, Batch], constants: Mapping[str, Any]):
         params, adapter = adapters.join(tuning, tuned, frozen)
-        model = lambda tokens, valid, tail: net.forward(params, tokens, valid, tail=tail, adapter=adapter)  # noqa: E731
-        losses = {name: loss(model, batches[name], constants[name]) for name, _, loss in parts}
+
+        def model(rows: NamedSharding | None, tokens: jax.Array, valid: jax.Array, tail: int) -> jax.Array:
+            return net.forward(params, tokens, valid, tail=tail, adapter=adapter, rows=rows)
+
+        losses = {
+            name: loss(functools.partial(model, held[loss.axis]), batches[name], constants[name])
+            for name, _, loss in parts
+        }
         total = sum((weight * losses[name] for name, weight, _ in parts), jnp.zeros(()))
         return total, losses
 
