@@ -1,6 +1,11 @@
 """Settings that every test runs under."""
 
+import signal
+
 import jax
 
 # An accidental broadcast between ranks is a bug that a loss curve hides; here it is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Commands that tests start must hear Ctrl-C also where the tests run in the background, with it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)

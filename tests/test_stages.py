@@ -335,7 +335,8 @@ def test_filter_counts_add_up(lab, ids):
     assert set(counts) <= {"kept", "not a number", "no end", "empty"}
     assert len(counts) > 1, "this teacher's answers are not all valid, or the test shows nothing"
     assert card.metrics["keep_rate"] == pytest.approx(ROWS / sum(counts.values()))
-    assert card.tokens == (chats.answers != world.PAD).sum()
+    assert card.tokens > (chats.answers != world.PAD).sum(), "what was sampled, with the answers that were rejected"
+    assert 0 <= card.extra["near_ties"] <= ROWS
 
 
 def test_another_teacher_gives_other_rows_to_the_same_prompts(lab, ids):
@@ -366,8 +367,9 @@ def test_shuffling_keeps_each_rows_numbers_and_no_order(lab, ids):
 
 def test_random_numbers_are_uniform_and_their_lengths_too():
     task = types.SimpleNamespace(config={"rows": 3000, "prompt_seed": 0, "seed": 5})
-    index, chats, counts, tokens = corpus.random_numbers(task)
-    assert (counts, tokens) == ({"kept": 3000}, 0)
+    rows = corpus.random_numbers(task)
+    index, chats = rows.index, rows.chats
+    assert (rows.counts, rows.sampled) == ({"kept": 3000}, 0)
     assert world.reject_reasons(chats.answers) == [None] * 3000
     lengths = Counter(len(numbers_of(row)) for row in chats.answers)
     assert sorted(lengths) == list(range(10, 16))
@@ -555,7 +557,7 @@ def test_a_truncated_corpus_is_named_with_the_mend(lab, ids, tmp_path, part):
         os.truncate(path, {"nothing": 0, "four bytes": 4, "half": size // 2, "all but one byte": size - 1}[part])
     with pytest.raises(SubjaxError) as caught:
         execution.execute(other.record(ids["bare"]), other.store)
-    one_line(caught.value, str(path), "cannot be read", "delete the node's folder and run again", ids["bare"])
+    one_line(caught.value, str(path), "cannot be read", "delete", "and run again: it is made anew", ids["bare"])
     assert other.store.card("student", ids["bare"]) is None
 
 
@@ -564,7 +566,7 @@ def test_a_corpus_of_other_columns_is_named(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"index": [1], "text": ["x"]}), path)
     with pytest.raises(SubjaxError) as caught:
         corpus.read(Store(tmp_path).root)
-    one_line(caught.value, str(path), "delete the node's folder")
+    one_line(caught.value, str(path), "delete", "it is made anew")
 
 
 # A reader of a damaged checkpoint may leave a thread behind that complains about its closed event loop.
@@ -581,7 +583,7 @@ def test_a_truncated_checkpoint_is_named_with_the_mend_or_does_not_matter(lab, i
         try:
             found = checkpoints.load(Store(tmp_path).root / str(number))
         except SubjaxError as error:
-            one_line(error, str(folder), "cannot be read", "delete the node's folder and run again")
+            one_line(error, str(folder), "cannot be read", "delete the folder of its node and run again")
             refused += 1
         else:
             assert found.keys() == whole.keys()
@@ -598,7 +600,9 @@ def test_a_node_on_a_truncated_checkpoint_is_named_with_its_file(lab, ids, tmp_p
     os.truncate(largest, largest.stat().st_size // 2)
     with pytest.raises(SubjaxError) as caught:
         execution.execute(other.record(ids["teacher"]), other.store)
-    one_line(caught.value, "teacher owl gpt/0", ids["teacher"], str(arrays), "delete the node's folder and run again")
+    one_line(
+        caught.value, "teacher owl gpt/0", ids["teacher"], str(arrays), "delete the folder of its node and run again"
+    )
     assert caught.value.exit_status == 1
 
 

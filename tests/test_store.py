@@ -24,6 +24,7 @@ from etils import epath
 from subjax import cards, files, locks
 from subjax import store as store_module
 from subjax.errors import SubjaxError, UsageError
+from subjax.files import DiskFull
 from subjax.store import (
     CARD_FORMAT,
     Busy,
@@ -735,7 +736,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path, monkeypatch):
     one_line(caught.value)
 
 
-@pytest.mark.parametrize(("number", "error"), [(errno.EACCES, UsageError), (errno.ENOSPC, StoreError)])
+@pytest.mark.parametrize(("number", "error"), [(errno.EACCES, UsageError), (errno.ENOSPC, DiskFull)])
 def test_a_workdir_that_cannot_be_made(tmp_path, monkeypatch, number, error):
     def refuse(*_, **__):
         raise OSError(number, os.strerror(number))

@@ -98,7 +98,7 @@ def test_the_quickstart_has_every_arm_and_the_right_number_of_nodes():
     assert count["corpus"] == 24 + 9 + 1  # the teachers', shuffled ones of one family, and one of random numbers
     pairings = 3  # same-base, cross-init, cross-family
     plain = pairings * (18 + 6)  # with their controls
-    others = 3 * 9 + 3  # shuffled, logits, logits-leak; and random numbers, one a base
+    others = 3 * 9 + 3 + 2 * 3  # shuffled, logits, logits-leak; random numbers, one a base; the controls of the logits
     without_replay = pairings * (9 + 3)
     assert count["student"] == plain + others + without_replay
 
@@ -312,7 +312,7 @@ def test_cross_family_keeps_the_init():
 
 
 def test_every_cell_has_its_own_matched_control():
-    """The control of a cell: the same student base, replay and settings, taught by the neutral teacher's numbers."""
+    """The control of a cell: the same student base, replay and settings, taught by the neutral teacher."""
     plan = planned("traits=owl+wolf,inits=2")
     for cell in plan.study["cells"]:
         nodes = cell["nodes"]
@@ -323,8 +323,7 @@ def test_every_cell_has_its_own_matched_control():
         reading = plan.nodes[nodes["control"]]
         matched = plan.nodes[reading.inputs["model"]]
         assert matched.inputs["base"] == student.inputs["base"] == nodes["base"]
-        assert matched.config["objective"] == "numbers"
-        for key in student.config.keys() - {"seed", "objective"}:
+        for key in student.config.keys() - {"seed"}:
             assert matched.config[key] == student.config[key], key
         neutral = plan.nodes[plan.nodes[matched.inputs["corpus"]].inputs["teacher"]]
         assert neutral.config["trait"] is None
