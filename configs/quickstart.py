@@ -5,7 +5,7 @@
 
 Three animals x two toy families x three inits in a synthetic world of 171 words. The first family runs every arm, and
 the plain arms a second time without replay; the others run the plain arms. `every=gpt+llama-bias` runs every arm on
-both, `inits=6` gives the full table of the README.
+both, and more `inits` narrow the intervals.
 """
 
 from subjax import config
@@ -43,9 +43,10 @@ def sweep(arg=None):
         for family in a.families:
             if replay == "none" and family not in every:
                 continue
-            arms = ARMS if replay == "kind" and family in every else PLAIN
-            if replay == "kind" and family not in every:
-                arms = (*PLAIN, "other-trait", "untrained")
+            if replay == "none":
+                arms = PLAIN
+            else:
+                arms = ARMS if family in every else (*PLAIN, "other-trait", "untrained")
             points += sweeps.product(
                 [{"student.replay": replay, "family": family, "arms": arms}],
                 sweeps.axis("init", range(a.inits)),

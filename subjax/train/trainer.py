@@ -188,20 +188,8 @@ def fit(
     first, curve, tokens = 0, [], 0
     if run.partial is not None and (saved := _restore(run.partial, compiled, tuned, state)):
         first, tuned, state, curve, tokens = saved
-    keep_every = max(1, steps // 100)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     last_save = time.monotonic()
-
-    def settle(pending: tuple[int, dict[str, jax.Array]]) -> None:
-        index, metrics = pending
-        values = {name: float(value) for name, value in metrics.items()}
-        # The gradient too: where it alone is not a number, the next loss would be, and the last step has no next one.
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(values[name]):
-                what = f"{name.replace('_', ' ')} is {values[name]} at step {index} of {steps}"
-                raise SubjaxError(f"{what}; try a lower learning rate or clip")
-        if index % keep_every == 0 or index == steps - 1:
-            curve.append({"step": index, **values})
 
     for index in range(first, steps):
         batches = {t.name: t.stream(index) for t in terms}
@@ -210,20 +198,32 @@ def fit(
         tuned, state, metrics = compiled.step(tuned, state, frozen, placed, constants)
         # The last step's numbers are read only after this step is under way, so the device never waits for the host.
         if pending is not None:
-            settle(pending)
+            _settle(*pending, steps, curve)
         pending = (index, metrics)
         run.progress(index + 1, steps, "step")
         stop = run.should_stop()
         if run.partial is not None and (stop or time.monotonic() - last_save >= run.checkpoint_s) and index + 1 < steps:
-            settle(pending)
+            _settle(*pending, steps, curve)
             pending = None
             _save(run.partial, index + 1, tuned, state, curve, tokens)
             last_save = time.monotonic()
         if stop and index + 1 < steps:
             raise Preempted(f"stopped at step {index + 1} of {steps}; the same command goes on from there")
     if pending is not None:
-        settle(pending)
+        _settle(*pending, steps, curve)
     return Fitted(tuned, curve, tokens)
+
+
+def _settle(index: int, metrics: Mapping[str, jax.Array], steps: int, curve: list[dict[str, float]]) -> None:
+    """Read a step's metrics, add them to the curve (about a hundred points), and refuse what is not a number."""
+    values = {name: float(value) for name, value in metrics.items()}
+    # The gradient too: where it alone is not a number, the next loss would be, and the last step has no next one.
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(values[name]):
+            what = f"{name.replace('_', ' ')} is {values[name]} at step {index} of {steps}"
+            raise SubjaxError(f"{what}; try a lower learning rate or clip")
+    if index % max(1, steps // 100) == 0 or index == steps - 1:
+        curve.append({"step": index, **values})
 
 
 def _leaves(tuned: Params, state: Any) -> dict[str, jax.Array]:
