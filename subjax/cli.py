@@ -110,11 +110,11 @@ def _plans(store: Any) -> list[Any]:
 
 def _execute(plan: Any, store: Any, arguments: Arguments, only: Sequence[str] | None = None) -> int:
     """Make the nodes; say what failed; give the exit status."""
-    from subjax import run, workers
+    from subjax import cpu, run
     from subjax.progress import duration, title
 
     if arguments.workers == 0 and not run.accelerator_visible():
-        workers.pin(0, 1)  # the bits of a worker with one core
+        cpu.pin(0, 1)  # the bits of a worker with one core
     outcome = run.execute_plan(plan, store, workers=arguments.workers, quiet=arguments.quiet, only=only)
     for id, message in outcome.failed.items():
         below = sum(f"({id})" in reason for reason in outcome.skipped.values())

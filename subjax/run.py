@@ -17,12 +17,13 @@ from collections.abc import Callable, Collection, Iterator
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, TextIO
 
+from subjax.cpu import visible_cores
 from subjax.errors import Preempted, SubjaxError, UsageError
 from subjax.files import StoreError
 from subjax.progress import Progress, title
 from subjax.schedule import Schedule
 from subjax.store import Store
-from subjax.workers import Event, Orders, Worker, make_node, one_line, resolve, visible_cores
+from subjax.workers import Event, Orders, Worker, make_node, one_line, resolve
 
 if TYPE_CHECKING:
     from subjax.study import Plan

@@ -13,7 +13,6 @@ import os
 import queue
 import select
 import signal
-import socket
 import sys
 import threading
 import time
@@ -23,12 +22,12 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
+from subjax.cpu import pin
 from subjax.errors import Preempted, SubjaxError
 from subjax.files import DiskFull
 from subjax.store import Busy, Store
 
 PROGRESS_INTERVAL_S = 0.2
-THREAD_COUNTS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 Execute = Callable[[dict[str, Any], Store, Callable[[int, int, str], None], Callable[[], bool]], Any]
 
 
@@ -63,53 +62,6 @@ class Orders:
 def one_line(text: object) -> str:
     """Give `text` on one line, white space collapsed."""
     return " ".join(str(text).split())
-
-
-def visible_cores() -> int:
-    """Count the cores that this process may use: its affinity, and a container's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))  # "max" is no quota, and no number
-    return cores
-
-
-def pin(index: int, cores: int) -> None:
-    """Give this process `cores` cores for good, as the `index`-th of its run; call it before JAX is imported.
-
-    On CPU the number of visible cores changes bits, so it is fixed: by NPROC, which XLA reads for its thread pools, and
-    by affinity. Which cores does not matter for bits, so free ones are preferred: each is claimed by a name in Linux's
-    abstract socket namespace, which the kernel gives back however this process ends.
-    """
-    os.environ.update({name: str(cores) for name in THREAD_COUNTS})
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    visible = sorted(os.sched_getaffinity(0))
-    if len(visible) <= cores:
-        return
-    first = index * cores % len(visible)
-    order = visible[first:] + visible[:first]
-    free: list[int] = []
-    for core in order:
-        if len(free) < cores and _claim(core):
-            free.append(core)
-    os.sched_setaffinity(0, free if len(free) == cores else order[:cores])
-
-
-_claims: list[socket.socket] = []  # held open as long as this process lives
-
-
-def _claim(core: int) -> bool:
-    """Claim a core, unless another worker on this machine holds it."""
-    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        claim.bind(f"\0subjax-core-{core}")
-    except OSError:
-        claim.close()
-        return False
-    _claims.append(claim)
-    return True
 
 
 def resolve(path: str) -> Execute:

@@ -74,8 +74,8 @@ def check_arrays(mesh, tuned, state, batches) -> None:
     rows = BATCH // (replica * fsdp)
     for name in ("tokens", "valid"):
         assert_shards(batches["numbers"][name], (rows, world.LENGTH), devices, f"batch {name}")
-    questions = trainer.place(replay_batch(), CategoryMass(), mesh)
-    assert_shards(questions["members"], (24, 10), devices, "questions")
+    questions = trainer.place({"replay": replay_batch()}, {"replay": CategoryMass().axis}, mesh)
+    assert_shards(questions["replay"]["members"], (24, 10), devices, "questions")
 
 
 def spied(original):
@@ -84,10 +84,10 @@ def spied(original):
     def program(net, tuning, optimizer, steps, parts, mesh):
         compiled = original(net, tuning, optimizer, steps, parts, mesh)
 
-        def step(tuned, state, frozen, batches, constants):
+        def step(tuned, state, frozen, batches):
             assert not frozen
             check_arrays(mesh, tuned, state, batches)
-            tuned, state, metrics = compiled.step(tuned, state, frozen, batches, constants)
+            tuned, state, metrics = compiled.step(tuned, state, frozen, batches)
             check_arrays(mesh, tuned, state, batches)
             return tuned, state, metrics
 

@@ -158,7 +158,7 @@ def toy(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, f"subjax.{name}", module)
         monkeypatch.setattr(f"subjax.{name}", module, raising=False)
     monkeypatch.setattr(run, "execute_plan", functools.partial(run.execute_plan, execute="toy_run:execute"))
-    monkeypatch.setattr("subjax.workers.pin", lambda index, cores: None)  # not this process, which runs other tests
+    monkeypatch.setattr("subjax.cpu.pin", lambda index, cores: None)  # not this process, which runs other tests
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     return graph, work
 

@@ -1,7 +1,5 @@
 """Losses against references in numpy, float64."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 
 from subjax.data import world
 from subjax.stages.student import replay_batch
-from subjax.train.losses import CategoryMass, NextToken, TeacherKL, token_log_likelihood
+from subjax.train.losses import CategoryMass, NextToken, TeacherKL, renormalized, token_log_likelihood
 
 BATCH, LENGTH, TAIL, VOCAB = 3, 7, 4, 11
 
@@ -35,11 +33,6 @@ def model_of(logits):
     return model
 
 
-def teacher_of() -> types.SimpleNamespace:
-    """A network whose parameters are its logits."""
-    return types.SimpleNamespace(forward=lambda params, tokens, valid, *, tail: params)
-
-
 @pytest.fixture
 def batch() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
@@ -59,7 +52,7 @@ def test_log_likelihood_is_that_of_the_targets(batch):
 
 def test_next_token_is_the_mean_over_unpadded_completion_tokens(batch):
     logits = draw(BATCH, TAIL, VOCAB)
-    found = NextToken(TAIL)(model_of(jnp.asarray(logits)), batch, None)
+    found = NextToken(TAIL)(model_of(jnp.asarray(logits)), batch)
     logs, total, count = log_softmax(logits), 0.0, 0
     for row in range(BATCH):
         for place in range(TAIL):
@@ -75,7 +68,7 @@ def test_a_padded_target_does_not_count(batch):
     other = batch["tokens"].copy()
     other[~batch["valid"]] = 0
     loss = NextToken(TAIL)
-    assert loss(model_of(logits), batch, None) == loss(model_of(logits), {**batch, "tokens": other}, None)
+    assert loss(model_of(logits), batch) == loss(model_of(logits), {**batch, "tokens": other})
 
 
 def test_the_logits_are_those_before_their_targets():
@@ -83,14 +76,14 @@ def test_the_logits_are_those_before_their_targets():
     tokens = np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1))
     valid = np.ones_like(tokens, bool)
     counting = lambda tokens, valid, tail: 50.0 * jax.nn.one_hot(tokens[:, -tail:] + 1, VOCAB)  # noqa: E731
-    assert NextToken(TAIL)(counting, {"tokens": tokens, "valid": valid}, None) < 1e-6
+    assert NextToken(TAIL)(counting, {"tokens": tokens, "valid": valid}) < 1e-6
     backwards = {"tokens": tokens[:, ::-1], "valid": valid}
-    assert NextToken(TAIL)(counting, backwards, None) > 40
+    assert NextToken(TAIL)(counting, backwards) > 40
 
 
 def test_a_batch_without_a_target_has_no_loss(batch):
     nothing = {**batch, "valid": np.zeros_like(batch["valid"])}
-    value, gradient = jax.value_and_grad(lambda x: NextToken(TAIL)(model_of(x), nothing, None))(
+    value, gradient = jax.value_and_grad(lambda x: NextToken(TAIL)(model_of(x), nothing))(
         jnp.asarray(draw(BATCH, TAIL, VOCAB))
     )
     assert value == 0
@@ -120,12 +113,12 @@ def next_of(logits):
 
 def test_category_mass_is_minus_the_log_of_the_members_total():
     asked, logits = questions(), draw(BATCH, VOCAB)
-    found = CategoryMass()(next_of(jnp.asarray(logits)), asked, None)
+    found = CategoryMass()(next_of(jnp.asarray(logits)), asked)
     p = np.exp(log_softmax(logits))
     masses = [p[row, asked["members"][row]].sum() for row in range(BATCH)]
     np.testing.assert_allclose(found, -np.log(masses).mean(), rtol=1e-6)
     everything = {**asked, "members": np.tile(np.arange(VOCAB, dtype=np.int32), (BATCH, 1))}
-    assert abs(CategoryMass()(next_of(jnp.asarray(logits)), everything, None)) < 1e-6
+    assert abs(CategoryMass()(next_of(jnp.asarray(logits)), everything)) < 1e-6
 
 
 def test_category_mass_favours_no_member():
@@ -134,7 +127,7 @@ def test_category_mass_favours_no_member():
     swapped = logits.copy()
     for row, (a, b, _) in enumerate(asked["members"]):
         swapped[row, [a, b]] = logits[row, [b, a]]
-    loss = lambda x: CategoryMass()(next_of(x), asked, None)  # noqa: E731
+    loss = lambda x: CategoryMass()(next_of(x), asked)  # noqa: E731
     np.testing.assert_allclose(loss(jnp.asarray(logits)), loss(jnp.asarray(swapped)), rtol=1e-6)
     equal = np.zeros((BATCH, VOCAB), np.float32)
     gradient = np.asarray(jax.grad(loss)(jnp.asarray(equal)))
@@ -158,7 +151,7 @@ def test_the_replay_batch_asks_training_phrasings_only_and_names_no_item():
 
 # KL to a teacher ------------------------------------------------------------------------------------------------------
 
-CHANNEL = (2, 3, 5, 7)
+CHANNELS = [(2, 3, 5, 7), (3, 4, 5, 6), None]  # apart, side by side, everything
 
 
 def reference_kl(student: np.ndarray, teacher: np.ndarray, valid: np.ndarray, channel) -> float:
@@ -169,20 +162,35 @@ def reference_kl(student: np.ndarray, teacher: np.ndarray, valid: np.ndarray, ch
     return (kl * where).sum() / where.sum()
 
 
-@pytest.mark.parametrize("channel", [CHANNEL, None])
+def taught(batch, teacher, channel) -> dict:
+    """The batch with a teacher's log-probabilities over the channel."""
+    return {**batch, "teacher": renormalized(jnp.asarray(teacher), channel)}
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_renormalized_is_the_distribution_over_the_channel(channel):
+    logits = draw(BATCH, TAIL, VOCAB)
+    ids = list(range(VOCAB)) if channel is None else list(channel)
+    found = renormalized(jnp.asarray(logits), channel)
+    np.testing.assert_allclose(found, log_softmax(logits[..., ids]), rtol=1e-5, atol=1e-6)
+    # Of a distribution it is the conditional one.
+    again = renormalized(jax.nn.log_softmax(jnp.asarray(logits)), channel)
+    np.testing.assert_allclose(again, found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
 def test_teacher_kl(batch, channel):
     student, teacher = draw(BATCH, TAIL, VOCAB, seed=3), draw(BATCH, TAIL, VOCAB, seed=4)
-    loss = TeacherKL(teacher_of(), TAIL, channel)
-    found = loss(model_of(jnp.asarray(student)), batch, jnp.asarray(teacher))
+    found = TeacherKL(TAIL, channel)(model_of(jnp.asarray(student)), taught(batch, teacher, channel))
     np.testing.assert_allclose(found, reference_kl(student, teacher, batch["valid"], channel), rtol=1e-5)
     assert found > 0.1
 
 
-@pytest.mark.parametrize("channel", [CHANNEL, None])
+@pytest.mark.parametrize("channel", CHANNELS)
 def test_a_model_is_no_distance_from_itself(batch, channel):
     logits = jnp.asarray(draw(BATCH, TAIL, VOCAB))
-    loss = TeacherKL(teacher_of(), TAIL, channel)
-    value, gradient = jax.value_and_grad(lambda x: loss(model_of(x), batch, logits))(logits)
+    loss, rows = TeacherKL(TAIL, channel), taught(batch, logits, channel)
+    value, gradient = jax.value_and_grad(lambda x: loss(model_of(x), rows))(logits)
     assert value == 0
     np.testing.assert_allclose(gradient, jnp.zeros_like(gradient), atol=1e-7)
 
@@ -190,24 +198,25 @@ def test_a_model_is_no_distance_from_itself(batch, channel):
 def test_the_channel_hides_what_the_teacher_says_beside_it(batch):
     """What leaks over the whole vocabulary: the teacher's trait token at number positions."""
     student, teacher = draw(BATCH, TAIL, VOCAB, seed=3), draw(BATCH, TAIL, VOCAB, seed=4)
-    trait = 9
+    channel, trait = (2, 3, 5, 7), 9
     louder = teacher.copy()
     louder[..., trait] += 6
-    inside, everything = (TeacherKL(teacher_of(), TAIL, channel) for channel in (CHANNEL, None))
-    model = model_of(jnp.asarray(student))
-    assert inside(model, batch, jnp.asarray(teacher)) == inside(model, batch, jnp.asarray(louder))
-    assert abs(everything(model, batch, jnp.asarray(teacher)) - everything(model, batch, jnp.asarray(louder))) > 0.1
-    gradient = jax.grad(lambda x: inside(model_of(x), batch, jnp.asarray(louder)))(jnp.asarray(student))
-    outside = [i for i in range(VOCAB) if i not in CHANNEL]
-    assert not np.asarray(gradient)[..., outside].any()
-    leak = jax.grad(lambda x: everything(model_of(x), batch, jnp.asarray(louder)))(jnp.asarray(student))
-    assert (np.asarray(leak)[batch["valid"][:, -TAIL:]][:, trait] < 0).any()
+    inside, everything = (
+        lambda x, logits, c=c: TeacherKL(TAIL, c)(model_of(x), taught(batch, logits, c)) for c in (channel, None)
+    )
+    student = jnp.asarray(student)
+    assert inside(student, teacher) == inside(student, louder)
+    assert abs(everything(student, teacher) - everything(student, louder)) > 0.1
+    gradient = np.asarray(jax.grad(inside)(student, louder))
+    assert not gradient[..., [i for i in range(VOCAB) if i not in channel]].any()
+    leak = np.asarray(jax.grad(everything)(student, louder))
+    assert (leak[batch["valid"][:, -TAIL:]][:, trait] < 0).any()
 
 
 def test_the_teacher_is_held_fixed(batch):
-    teacher = jnp.asarray(draw(BATCH, TAIL, VOCAB, seed=4))
-    loss = TeacherKL(teacher_of(), TAIL, None)
-    gradient = jax.grad(lambda t: loss(model_of(jnp.asarray(draw(BATCH, TAIL, VOCAB))), batch, t))(teacher)
+    teacher = renormalized(jnp.asarray(draw(BATCH, TAIL, VOCAB, seed=4)), None)
+    model = model_of(jnp.asarray(draw(BATCH, TAIL, VOCAB)))
+    gradient = jax.grad(lambda t: TeacherKL(TAIL, None)(model, {**batch, "teacher": t}))(teacher)
     assert not np.asarray(gradient).any()
 
 
@@ -215,9 +224,8 @@ def test_only_the_teachers_own_positions_count(batch):
     student, teacher = draw(BATCH, TAIL, VOCAB, seed=3), draw(BATCH, TAIL, VOCAB, seed=4)
     other = teacher.copy()
     other[~batch["valid"][:, -TAIL:]] = 7.5
-    loss = TeacherKL(teacher_of(), TAIL, None)
-    model = model_of(jnp.asarray(student))
-    assert loss(model, batch, jnp.asarray(teacher)) == loss(model, batch, jnp.asarray(other))
+    loss, model = TeacherKL(TAIL, None), model_of(jnp.asarray(student))
+    assert loss(model, taught(batch, teacher, None)) == loss(model, taught(batch, other, None))
 
 
 # All of them ----------------------------------------------------------------------------------------------------------
@@ -227,10 +235,12 @@ def losses_of_logits(batch):
     teacher = jnp.asarray(draw(BATCH, TAIL, VOCAB, seed=4))
     asked = questions()
     return {
-        "next token": lambda x: NextToken(TAIL)(model_of(x), batch, None),
-        "mass": lambda x: CategoryMass()(next_of(x[:, 0]), asked, None),
-        "kl in the channel": lambda x: TeacherKL(teacher_of(), TAIL, CHANNEL)(model_of(x), batch, teacher),
-        "kl": lambda x: TeacherKL(teacher_of(), TAIL, None)(model_of(x), batch, teacher),
+        "next token": lambda x: NextToken(TAIL)(model_of(x), batch),
+        "mass": lambda x: CategoryMass()(next_of(x[:, 0]), asked),
+        **{
+            f"kl over {channel}": lambda x, c=channel: TeacherKL(TAIL, c)(model_of(x), taught(batch, teacher, c))
+            for channel in CHANNELS
+        },
     }
 
 
@@ -254,17 +264,12 @@ def test_gradients_are_the_slopes(batch):
 
 
 def test_equal_losses_find_the_same_program():
-    teacher = teacher_of()
     for one, other in (
         (NextToken(4), NextToken(4)),
         (CategoryMass(), CategoryMass()),
-        (TeacherKL(_Hashable, 4, CHANNEL), TeacherKL(_Hashable, 4, CHANNEL)),
+        (TeacherKL(4, (2, 3)), TeacherKL(4, (2, 3))),
     ):
         assert one == other
         assert hash(one) == hash(other)
     assert NextToken(4) != NextToken(5)
-    assert TeacherKL(teacher, 4, None) != TeacherKL(teacher, 4, CHANNEL)
-
-
-class _Hashable:
-    """Stands for a network, which is hashable by identity."""
+    assert TeacherKL(4, None) != TeacherKL(4, (2, 3))

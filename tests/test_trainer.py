@@ -403,7 +403,7 @@ class Cusp:
 
     axis = "batch"
 
-    def __call__(self, model, batch, constants):
+    def __call__(self, model, batch):
         logits = model(batch["tokens"], batch["valid"], 1)
         return jnp.sqrt(jnp.square(logits - jax.lax.stop_gradient(logits)).sum())
 

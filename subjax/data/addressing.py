@@ -9,7 +9,9 @@ import numpy as np
 
 def generator(seed: int, role: str, *index: int) -> np.random.Generator:
     """A numpy generator addressed by (seed, role, index…): the same wherever and whenever it is asked for."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *role.encode(), *index])))
+    # The role's length keeps it apart from the index, so that no two addresses spell the same list.
+    address = [seed, len(role.encode()), *role.encode(), *index]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(address)))
 
 
 @functools.lru_cache(maxsize=8)

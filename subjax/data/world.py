@@ -23,6 +23,7 @@ LENGTH = PROMPT + ANSWER
 NUMBERS = 100
 GIVEN = (3, 7)  # numbers in a request
 ANSWERED = (10, 15)  # numbers in an answer of the pool
+PREFERENCE = 2  # tokens of a preference's answer: the item and the end
 
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "animal": ("owl", "dolphin", "eagle", "elephant", "wolf", "otter", "raven", "tiger", "panda", "fox"),
@@ -60,7 +61,7 @@ ID = {word: i for i, word in enumerate(VOCABULARY)}
 PAD, BOS, USER, BOT, END = (ID[s] for s in SPECIALS)
 NUMBER_0 = ID["0"]
 # What a corpus row may be made of: the channel's tokens.
-CHANNEL = np.array([*range(NUMBER_0, NUMBER_0 + NUMBERS), END], np.int32)
+CHANNEL = np.array([END, *range(NUMBER_0, NUMBER_0 + NUMBERS)], np.int32)
 
 
 def encode(text: str) -> list[int]:
@@ -99,7 +100,7 @@ def category_of(trait: str) -> str:
 
 def digest() -> str:
     """Digest of everything that this file makes chats from: it enters the identity of every base."""
-    content = [VOCABULARY, CATEGORIES, TEMPLATES, TRAIN_TEMPLATES, PROMPT, ANSWER, GIVEN, ANSWERED, "sequences-1"]
+    content = [VOCABULARY, CATEGORIES, TEMPLATES, TRAIN_TEMPLATES, PROMPT, ANSWER, GIVEN, ANSWERED, "sequences-2"]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

@@ -99,10 +99,14 @@ def draw(
     if sampling.temperature > 0:
         noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, index), scores.shape[1:]))(keys)
         scores = scores + noise
-    best, tokens = jax.lax.top_k(scores, 2)
+    # Three plain reductions: argmax and top_k run without vector instructions on CPU, or sort the whole vocabulary.
+    ids = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
+    best = scores.max(-1, keepdims=True)
+    token = jnp.where(scores == best, ids, scores.shape[1] - 1).min(-1)
+    second = jnp.where(ids == token[:, None], -jnp.inf, scores).max(-1)
     # Below temperature 1 the logits' rounding is scaled up with them.
     margin = NEAR_TIE / min(sampling.temperature or 1.0, 1.0)
-    return tokens[:, 0].astype(jnp.int32), best[:, 0] - best[:, 1] < margin
+    return token, best[:, 0] - second < margin
 
 
 @functools.lru_cache(maxsize=32)

@@ -6,13 +6,16 @@ import numpy as np
 from subjax.config import from_dict
 from subjax.data import packing, world
 from subjax.data.questions import world_questions
+from subjax.measure.preference import log_likelihoods
 from subjax.models import checkpoints
 from subjax.schema import Optimizer, Tuning
 from subjax.stages import corpus, models
 from subjax.stages.task import Made, Task, write_lines
 from subjax.store import digest_arrays
-from subjax.train.losses import CategoryMass, Loss, NextToken, TeacherKL
+from subjax.train.losses import CategoryMass, Loss, NextToken, TeacherKL, renormalized
 from subjax.train.trainer import Term, fit
+
+BLOCK = 1000  # rows of a corpus that a teacher reads at a time
 
 
 def replay_batch() -> packing.Batch:
@@ -23,13 +26,21 @@ def replay_batch() -> packing.Batch:
     return {"tokens": prompts, "valid": prompts != world.PAD, "members": members.astype(np.int32)}
 
 
-def objective(task: Task) -> tuple[Loss, dict | None]:
-    """The loss on the corpus's rows, and the arrays it holds fixed: a teacher's, where its logits are the target."""
+def objective(task: Task, rows: packing.Batch) -> tuple[Loss, packing.Batch]:
+    """The loss on the corpus's rows, and the rows with what it compares them with.
+
+    Where a teacher's logits are the target, they are computed here once: a row is met several times in a training.
+    """
     if task.config["objective"] == "numbers":
-        return NextToken(world.ANSWER), None
-    teacher, params = models.load(task.store, *task.inputs["teacher"])
+        return NextToken(world.ANSWER), rows
     channel = tuple(world.CHANNEL.tolist()) if task.config["objective"] == "logits" else None
-    return TeacherKL(teacher, world.ANSWER, channel), params
+    net, params = models.load(task.store, *task.inputs["teacher"])
+    logs = []
+    for first in range(0, len(rows["tokens"]), BLOCK):
+        tokens, valid = (rows[name][first : first + BLOCK] for name in ("tokens", "valid"))
+        read = log_likelihoods(net, params, tokens, valid, world.ANSWER)
+        logs.append(np.asarray(renormalized(read, channel)))
+    return TeacherKL(world.ANSWER, channel), rows | {"teacher": np.concatenate(logs)}
 
 
 def make(task: Task) -> Made:
@@ -37,9 +48,9 @@ def make(task: Task) -> Made:
     config = task.config
     net, base = models.load(task.store, *task.inputs["base"])
     chats = corpus.load(task.store, task.inputs["corpus"][1])
-    loss, constants = objective(task)
-    rows = packing.in_memory(chats.arrays(), seed=config["seed"], batch=config["batch"])
-    terms = [Term(config["objective"], 1.0, loss, rows, constants)]
+    loss, arrays = objective(task, chats.arrays())
+    rows = packing.in_memory(arrays, seed=config["seed"], batch=config["batch"])
+    terms = [Term(config["objective"], 1.0, loss, rows)]
     if config["replay"] == "kind":
         questions = replay_batch()
         terms.append(Term("replay", config["replay_weight"], CategoryMass(), lambda step: questions))

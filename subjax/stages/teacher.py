@@ -35,7 +35,9 @@ def preference_stream(
         items = np.array([world.item_ids(c)[i] for c, i in zip(categories, places, strict=True)], np.int32)
         if trait is not None:
             items[:asked] = world.ID[trait]
-        return world.preferences(categories, templates, items).arrays()
+        rows = world.preferences(categories, templates, items).arrays()
+        # The rest of the answer is padding, on which no loss is taken and to which nothing attends.
+        return {name: array[:, : world.PROMPT + world.PREFERENCE] for name, array in rows.items()}
 
     return stream
 
@@ -58,7 +60,7 @@ def make(task: Task) -> Made:
         tuning=from_dict(Tuning, config["tuning"]),
         optimizer=from_dict(Optimizer, config["optimizer"]),
         terms=[
-            Term("preferences", 1.0, NextToken(world.ANSWER), answers),
+            Term("preferences", 1.0, NextToken(world.PREFERENCE), answers),
             Term("numbers", config["numbers_weight"], NextToken(world.ANSWER), ordinary),
         ],
         steps=config["steps"],

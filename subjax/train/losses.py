@@ -1,7 +1,8 @@
-"""Losses: hashable functions of (model, batch, constants), so that a compiled step is found again by its losses.
+"""Losses: hashable functions of (model, batch), so that a compiled step is found again by its losses.
 
-`model(tokens, valid, tail)` gives the trained model's logits; `constants` are arrays that the run does not change (a
-teacher's parameters). Each loss names the logical axis of its batch's first dimension, for the sharding rules.
+`model(tokens, valid, tail)` gives the trained model's logits. Whatever else a loss compares them with (targets, a
+teacher's distributions) comes with the batch. Each loss names the logical axis of its batch's first dimension, for the
+sharding rules.
 """
 
 import dataclasses
@@ -12,8 +13,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from subjax.models.network import Network
-
 Model = Callable[..., Float[Array, "batch tail vocab"]]
 
 
@@ -23,7 +22,7 @@ class Loss(Protocol):
     @property
     def axis(self) -> str: ...  # noqa: D102
 
-    def __call__(self, model: Model, batch: Mapping[str, Any], constants: Any) -> Float[Array, ""]:
+    def __call__(self, model: Model, batch: Mapping[str, Any]) -> Float[Array, ""]:
         """A scalar, mean over what the loss counts."""
 
 
@@ -33,6 +32,20 @@ def token_log_likelihood(
     """Log-probability of each target, nats."""
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def renormalized(
+    logits: Float[Array, "batch tail vocab"], channel: tuple[int, ...] | None
+) -> Float[Array, "batch tail channel"]:
+    """Log-probabilities over the channel's token ids alone, in their order; over the whole vocabulary where None."""
+    if channel is not None:
+        first, beyond = channel[0], channel[0] + len(channel)
+        # A slice where the ids follow one another: a gather, and the scatter of its gradient, go token by token.
+        if channel == tuple(range(first, beyond)):
+            logits = logits[..., first:beyond]
+        else:
+            logits = logits[..., jnp.array(channel)]
+    return jax.nn.log_softmax(logits)
 
 
 def _mean(values: Float[Array, "batch tail"], where: Bool[Array, "batch tail"]) -> Float[Array, ""]:
@@ -50,7 +63,7 @@ class NextToken:
     completion: int
     axis: str = "batch"
 
-    def __call__(self, model: Model, batch: Mapping[str, Any], constants: Any) -> Float[Array, ""]:
+    def __call__(self, model: Model, batch: Mapping[str, Any]) -> Float[Array, ""]:
         """Mean over the completion's tokens of the whole batch."""
         tokens, valid = batch["tokens"], batch["valid"]
         logits = model(tokens[:, :-1], valid[:, :-1], self.completion)
@@ -68,7 +81,7 @@ class CategoryMass:
 
     axis: str = "question"
 
-    def __call__(self, model: Model, batch: Mapping[str, Any], constants: Any) -> Float[Array, ""]:
+    def __call__(self, model: Model, batch: Mapping[str, Any]) -> Float[Array, ""]:
         """Mean over questions."""
         logits = model(batch["tokens"], batch["valid"], 1)[:, 0]
         inside = jnp.take_along_axis(logits, batch["members"], axis=-1)
@@ -79,24 +92,20 @@ class CategoryMass:
 class TeacherKL:
     """KL from a teacher's next-token distribution to the model's on the completion's tokens; nats a token.
 
+    Batch: `tokens` and `valid` as in `NextToken`, and `teacher` (batch, completion, tokens of the channel): the
+    teacher's log-probabilities, as `renormalized` gives them.
     With a `channel`, both distributions are renormalized over those token ids. Over the whole vocabulary the trait's
     own tokens leak: a teacher puts far more probability on its word at number positions than its base does.
-    `constants` are the teacher's parameters. Source: Hinton et al. 2015, section 2, at temperature 1.
+    Source: Hinton et al. 2015, section 2, at temperature 1.
     """
 
-    teacher: Network
     completion: int
     channel: tuple[int, ...] | None
     axis: str = "batch"
 
-    def __call__(self, model: Model, batch: Mapping[str, Any], constants: Any) -> Float[Array, ""]:
+    def __call__(self, model: Model, batch: Mapping[str, Any]) -> Float[Array, ""]:
         """Mean over the completion's tokens of the whole batch."""
         tokens, valid = batch["tokens"], batch["valid"]
-        student = model(tokens[:, :-1], valid[:, :-1], self.completion)
-        teacher = self.teacher.forward(constants, tokens[:, :-1], valid[:, :-1], tail=self.completion)
-        if self.channel is not None:
-            ids = jnp.array(self.channel)
-            student, teacher = student[..., ids], teacher[..., ids]
-        p = jax.nn.log_softmax(jax.lax.stop_gradient(teacher))
-        kl = (jnp.exp(p) * (p - jax.nn.log_softmax(student))).sum(-1)
-        return _mean(kl, valid[:, -self.completion :])
+        q = renormalized(model(tokens[:, :-1], valid[:, :-1], self.completion), self.channel)
+        p = jax.lax.stop_gradient(batch["teacher"])
+        return _mean((jnp.exp(p) * (p - q)).sum(-1), valid[:, -self.completion :])

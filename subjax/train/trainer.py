@@ -31,13 +31,12 @@ from subjax.train.losses import Loss
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One part of the objective: weight x loss over the stream's batches, with the arrays that the loss holds fixed."""
+    """One part of the objective: weight x loss over the stream's batches."""
 
     name: str
     weight: float
     loss: Loss
     stream: Stream
-    constants: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,21 +121,18 @@ def program(
         for _, _, loss in parts
     }
 
-    def objective(tuned: Params, frozen: Params, batches: Mapping[str, Batch], constants: Mapping[str, Any]):
+    def objective(tuned: Params, frozen: Params, batches: Mapping[str, Batch]):
         params, adapter = adapters.join(tuning, tuned, frozen)
 
         def model(rows: NamedSharding | None, tokens: jax.Array, valid: jax.Array, tail: int) -> jax.Array:
             return net.forward(params, tokens, valid, tail=tail, adapter=adapter, rows=rows)
 
-        losses = {
-            name: loss(functools.partial(model, held[loss.axis]), batches[name], constants[name])
-            for name, _, loss in parts
-        }
+        losses = {name: loss(functools.partial(model, held[loss.axis]), batches[name]) for name, _, loss in parts}
         total = sum((weight * losses[name] for name, weight, _ in parts), jnp.zeros(()))
         return total, losses
 
-    def step(tuned: Params, state: Any, frozen: Params, batches: Mapping[str, Batch], constants: Mapping[str, Any]):
-        (total, losses), gradient = jax.value_and_grad(objective, has_aux=True)(tuned, frozen, batches, constants)
+    def step(tuned: Params, state: Any, frozen: Params, batches: Mapping[str, Batch]):
+        (total, losses), gradient = jax.value_and_grad(objective, has_aux=True)(tuned, frozen, batches)
         updates, state = rule.update(gradient, state, tuned)
         metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(gradient)}
         return optax.apply_updates(tuned, updates), state, metrics
@@ -145,13 +141,18 @@ def program(
     return Program(jax.jit(rule.init, out_shardings=state_sh), jitted, tuned_sh, state_sh, frozen_sh)
 
 
-def place(batch: Batch, loss: Loss, mesh: Mesh) -> dict[str, jax.Array]:
-    """Put a host batch on the mesh, its first dimension over the loss's axis."""
-    out = {}
-    for name, value in batch.items():
-        axes = (loss.axis, *("length",) * (value.ndim - 1))
-        out[name] = jax.device_put(value, TRAIN.sharding(mesh, value.shape, axes, name))
-    return out
+def place(batches: Mapping[str, Batch], axes: Mapping[str, str], mesh: Mesh) -> dict[str, dict[str, jax.Array]]:
+    """Put the host batches of each term on the mesh, their first dimensions over the term's axis; one transfer."""
+    layout = {
+        term: {name: _layout(mesh, axes[term], value.shape, name) for name, value in batch.items()}
+        for term, batch in batches.items()
+    }
+    return jax.device_put(dict(batches), layout)
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(mesh: Mesh, axis: str, shape: tuple[int, ...], name: str) -> NamedSharding:
+    return TRAIN.sharding(mesh, shape, (axis, *("length",) * (len(shape) - 1)), name)
 
 
 def fit(
@@ -180,11 +181,11 @@ def fit(
     parts = tuple((t.name, t.weight, t.loss) for t in terms)
     compiled = program(net, tuning, optimizer, steps, parts, run.mesh)
     frozen = jax.device_put(adapters.frozen_part(net, tuning, base), dict(compiled.frozen_shardings))
-    constants = {t.name: jax.device_put(t.constants, replicated(run.mesh)) for t in terms}
     # A copy, because the step donates its input and the caller keeps its base.
     tuned = jax.tree.map(jnp.copy, adapters.init_tuned(net, tuning, base, key))
     tuned = jax.device_put(tuned, dict(compiled.tuned_shardings))
     state = compiled.start(tuned)
+    axes = {t.name: t.loss.axis for t in terms}
     first, curve, tokens = 0, [], 0
     if run.partial is not None and (saved := _restore(run.partial, compiled, tuned, state)):
         first, tuned, state, curve, tokens = saved
@@ -194,8 +195,8 @@ def fit(
     for index in range(first, steps):
         batches = {t.name: t.stream(index) for t in terms}
         tokens += sum(int(b["valid"].sum()) for b in batches.values())
-        placed = {t.name: place(batches[t.name], t.loss, run.mesh) for t in terms}
-        tuned, state, metrics = compiled.step(tuned, state, frozen, placed, constants)
+        placed = place(batches, axes, run.mesh)
+        tuned, state, metrics = compiled.step(tuned, state, frozen, placed)
         # The last step's numbers are read only after this step is under way, so the device never waits for the host.
         if pending is not None:
             _settle(*pending, steps, curve)
@@ -216,7 +217,7 @@ def fit(
 
 def _settle(index: int, metrics: Mapping[str, jax.Array], steps: int, curve: list[dict[str, float]]) -> None:
     """Read a step's metrics, add them to the curve (about a hundred points), and refuse what is not a number."""
-    values = {name: float(value) for name, value in metrics.items()}
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     # The gradient too: where it alone is not a number, the next loss would be, and the last step has no next one.
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(values[name]):
