@@ -3,9 +3,18 @@
 import signal
 
 import jax
+import pytest
 
 # An accidental broadcast between ranks is a bug that a loss curve hides; here it is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Commands that tests start must hear Ctrl-C also where the tests run in the background, with it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def quick_compiles():
+    """For files whose programs run a few steps: what is saved in compiling them is most of their time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -73,25 +73,25 @@ def check_arrays(mesh, tuned, state, batches) -> None:
     assert_shards(adam.count, (), devices, "count")
     rows = BATCH // (replica * fsdp)
     for name in ("tokens", "valid"):
-        assert_shards(batches["numbers"][name], (rows, world.LENGTH), devices, f"batch {name}")
-    questions = trainer.place({"replay": replay_batch()}, {"replay": CategoryMass().axis}, mesh)
-    assert_shards(questions["replay"]["members"], (24, 10), devices, "questions")
+        assert_shards(batches["numbers"][name], (STEPS, rows, world.LENGTH), devices, f"batch {name}")
+    questions = trainer.place([{"replay": replay_batch()}], {"replay": CategoryMass().axis}, mesh)
+    assert_shards(questions["replay"]["members"], (1, 24, 10), devices, "questions")
 
 
 def spied(original):
-    """`trainer.program`, whose step has its arrays looked at on the way in and out."""
+    """`trainer.program`, whose `take` has its arrays looked at on the way in and out."""
 
     def program(net, tuning, optimizer, steps, parts, mesh):
         compiled = original(net, tuning, optimizer, steps, parts, mesh)
 
-        def step(tuned, state, frozen, batches):
+        def take(tuned, state, frozen, batches):
             assert not frozen
             check_arrays(mesh, tuned, state, batches)
-            tuned, state, metrics = compiled.step(tuned, state, frozen, batches)
+            tuned, state, metrics = compiled.take(tuned, state, frozen, batches)
             check_arrays(mesh, tuned, state, batches)
             return tuned, state, metrics
 
-        return dataclasses.replace(compiled, step=step)
+        return dataclasses.replace(compiled, take=take)
 
     return program
 

@@ -39,12 +39,7 @@ POINTS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-    """Programs that run a few steps: what is saved in compiling them is most of this file's time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 class Lab:

@@ -33,12 +33,13 @@ MESH = make_mesh()
 KINDS = ("bias-and-gain", "full", "lora")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-    """Programs that run a few steps: what is saved in compiling them is most of this file's time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+@pytest.fixture(autouse=True)
+def one_at_a_time(monkeypatch):
+    """Each step is dispatched alone, so that a test may stop after any; the tests of blocks undo it."""
+    monkeypatch.setattr(trainer, "DISPATCH_STEPS", 1)
 
 
 class Bigram:
@@ -49,6 +50,7 @@ class Bigram:
             "table": Declaration((VOCAB, VOCAB), "float32", ("vocab", "embed"), "weight"),
             "bias": Declaration((VOCAB,), "float32", ("embed",), "bias"),
         }
+        self.parameters = VOCAB * VOCAB + VOCAB
 
     def forward(self, params, tokens, valid, *, tail, adapter, rows):
         assert adapter == {}
@@ -325,6 +327,67 @@ def test_checkpoints_are_kept_one_at_a_time_and_change_nothing(tmp_path):
 def test_a_stop_with_the_last_step_is_no_preemption(tmp_path):
     whole = small_fit(partial=epath.Path(tmp_path / "partial"), should_stop=stop_after(STEPS))
     assert_equal_fits(whole, small_fit())
+
+
+# Blocks of steps ------------------------------------------------------------------------------------------------------
+
+
+def in_blocks(monkeypatch, steps: int) -> None:
+    monkeypatch.setattr(trainer, "DISPATCH_STEPS", steps)
+
+
+@pytest.mark.parametrize("most", [2, 3, 5, 20])
+def test_steps_dispatched_together_are_the_steps_dispatched_alone(most, monkeypatch):
+    alone = small_fit()
+    in_blocks(monkeypatch, most)
+    asked, told = [], []
+    stream = recorded(packing.in_memory(counting_rows(), seed=0, batch=BATCH), asked)
+    together = small_fit(stream=stream, progress=lambda done, total, unit: told.append(done))
+    assert asked == list(range(STEPS))
+    size = {2: 2, 3: 3, 5: 3, 20: 6}[most]  # the largest that divides the run
+    assert told == list(range(size, STEPS + 1, size))
+    assert together.tokens == alone.tokens
+    for name in alone.tuned:
+        np.testing.assert_allclose(together.tuned[name], alone.tuned[name], rtol=1e-6, atol=1e-7, err_msg=name)
+    for one, other in zip(together.curve, alone.curve, strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_a_run_in_blocks_stops_and_resumes_between_them_bit_for_bit(monkeypatch, tmp_path):
+    in_blocks(monkeypatch, 2)
+    partial, asked = epath.Path(tmp_path / "partial"), []
+    with pytest.raises(Preempted, match="stopped at step 4 of 6"):
+        small_fit(partial=partial, should_stop=stop_after(2))
+    stream = recorded(packing.in_memory(counting_rows(), seed=0, batch=BATCH), asked)
+    assert_equal_fits(small_fit(partial=partial, stream=stream), small_fit())
+    assert asked == [4, 5]
+
+
+def test_a_checkpoint_within_a_block_is_gone_on_from(monkeypatch, tmp_path):
+    """It was saved by a run of other blocks."""
+    with pytest.raises(Preempted, match="stopped at step 3 of 6"):
+        small_fit(partial=epath.Path(tmp_path), should_stop=stop_after(3))
+    in_blocks(monkeypatch, 2)
+    found, whole = small_fit(partial=epath.Path(tmp_path)), small_fit()
+    assert [point["step"] for point in found.curve] == list(range(STEPS))
+    np.testing.assert_allclose(found.tuned["table"], whole.tuned["table"], rtol=1e-6, atol=1e-7)
+
+
+def test_a_block_names_the_step_that_is_no_number(monkeypatch):
+    in_blocks(monkeypatch, 6)
+    with pytest.raises(SubjaxError, match=r"loss is (nan|inf) at step [12] of 6; try a lower"):
+        small_fit(optimizer=Optimizer(lr=2e38))
+
+
+def test_steps_of_a_large_model_are_dispatched_alone(monkeypatch):
+    in_blocks(monkeypatch, 20)
+    monkeypatch.setattr(trainer, "DISPATCH_FLOPS", 6 * BIGRAM.parameters * BATCH * (TAIL + 2) * 2.5)
+    told = []
+    small_fit(progress=lambda done, total, unit: told.append(done))
+    assert told == [2, 4, 6]
+    monkeypatch.setattr(trainer, "DISPATCH_FLOPS", 1.0)
+    small_fit(progress=lambda done, total, unit: told.append(done))
+    assert told[3:] == [1, 2, 3, 4, 5, 6]
 
 
 # What a fit tells -----------------------------------------------------------------------------------------------------

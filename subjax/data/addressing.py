@@ -24,7 +24,8 @@ def order(seed: int, rows: int, batch: int, step: int) -> np.ndarray:
     """Row numbers of batch `step`, (batch,): epochs of fresh permutations laid end to end, cut every `batch` rows."""
     first = step * batch
     flat = np.arange(first, first + batch)
-    pieces = [permutation(seed, rows, int(e))[flat[flat // rows == e] % rows] for e in np.unique(flat // rows)]
+    epochs = range(first // rows, (first + batch - 1) // rows + 1)
+    pieces = [permutation(seed, rows, e)[flat[flat // rows == e] % rows] for e in epochs]
     return np.concatenate(pieces)
 
 

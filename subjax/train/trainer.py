@@ -1,7 +1,8 @@
 """The trainer: one loop and one compiled step, in the roles of base, teacher and student.
 
 A role is a weighted list of (loss, batch stream) and a `Tuning` that says which parameters move. Step `i` is a function
-of (state, i) alone, so a run that was stopped and resumed takes the same steps as one that was not.
+of (state, i) alone, so a run that was stopped and resumed takes the same steps as one that was not. Steps of a small
+model are dispatched several at a time, scanned over in one program: alone, each costs the host as much as the device.
 """
 
 import contextlib
@@ -10,11 +11,12 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
@@ -27,6 +29,9 @@ from subjax.parallel.mesh import replicated
 from subjax.parallel.rules import TRAIN, shardings
 from subjax.schema import Optimizer, Tuning
 from subjax.train.losses import Loss
+
+# One dispatch holds steps of up to so many FLOPs, a fraction of a second on one core, and up to so many steps.
+DISPATCH_FLOPS, DISPATCH_STEPS = 2e10, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +85,14 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled parts of a fit, shared by every run with the same static settings."""
+    """The compiled parts of a fit, shared by every run with the same static settings.
+
+    `take` takes as many steps as its batches hold: (tuned, state, frozen, batches as `place` gives them) to (tuned,
+    state, metrics, each of shape (steps,)). It donates tuned and state.
+    """
 
     start: Callable[[Params], Any]
-    step: Callable[..., tuple[Params, Any, dict[str, jax.Array]]]
+    take: Callable[..., tuple[Params, Any, dict[str, jax.Array]]]
     tuned_shardings: Mapping[str, Any]
     state_shardings: Any
     frozen_shardings: Mapping[str, Any]
@@ -98,7 +107,7 @@ def program(
     parts: tuple[tuple[str, float, Loss], ...],
     mesh: Mesh,
 ) -> Program:
-    """Build (once) the jitted step for static settings; `parts` are (name, weight, loss) of the objective."""
+    """Build (once) the jitted steps for static settings; `parts` are (name, weight, loss) of the objective."""
     rule = make_optimizer(optimizer, steps)
     tuned_declared = adapters.tuned_axes(net, tuning)
     tuned_sh = shardings(TRAIN, mesh, tuned_declared)
@@ -131,28 +140,55 @@ def program(
         total = sum((weight * losses[name] for name, weight, _ in parts), jnp.zeros(()))
         return total, losses
 
-    def step(tuned: Params, state: Any, frozen: Params, batches: Mapping[str, Batch]):
-        (total, losses), gradient = jax.value_and_grad(objective, has_aux=True)(tuned, frozen, batches)
-        updates, state = rule.update(gradient, state, tuned)
-        metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(gradient)}
-        return optax.apply_updates(tuned, updates), state, metrics
+    def take(tuned: Params, state: Any, frozen: Params, batches: Mapping[str, Batch]):
+        def step(carry: tuple[Params, Any], batch: Mapping[str, Batch]):
+            tuned, state = carry
+            (total, losses), gradient = jax.value_and_grad(objective, has_aux=True)(tuned, frozen, batch)
+            updates, state = rule.update(gradient, state, tuned)
+            metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(gradient)}
+            return (optax.apply_updates(tuned, updates), state), metrics
 
-    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(tuned_sh, state_sh, replicated(mesh)))
+        (tuned, state), metrics = jax.lax.scan(step, (tuned, state), batches)
+        return tuned, state, metrics
+
+    jitted = jax.jit(take, donate_argnums=(0, 1), out_shardings=(tuned_sh, state_sh, replicated(mesh)))
     return Program(jax.jit(rule.init, out_shardings=state_sh), jitted, tuned_sh, state_sh, frozen_sh)
 
 
-def place(batches: Mapping[str, Batch], axes: Mapping[str, str], mesh: Mesh) -> dict[str, dict[str, jax.Array]]:
-    """Put the host batches of each term on the mesh, their first dimensions over the term's axis; one transfer."""
+def place(block: Sequence[Mapping[str, Batch]], axes: Mapping[str, str], mesh: Mesh) -> dict[str, dict[str, jax.Array]]:
+    """Put the host batches of successive steps on the mesh in one transfer.
+
+    Args:
+        block: for each step the batch of each term. axes: each term's logical axis of a batch's first dimension.
+
+    Returns:
+        For each term its arrays, (steps, *a batch's shape).
+    """
+    stacked = {t: {name: np.stack([step[t][name] for step in block]) for name in b} for t, b in block[0].items()}
     layout = {
         term: {name: _layout(mesh, axes[term], value.shape, name) for name, value in batch.items()}
-        for term, batch in batches.items()
+        for term, batch in stacked.items()
     }
-    return jax.device_put(dict(batches), layout)
+    return jax.device_put(stacked, layout)
 
 
 @functools.lru_cache(maxsize=256)
 def _layout(mesh: Mesh, axis: str, shape: tuple[int, ...], name: str) -> NamedSharding:
-    return TRAIN.sharding(mesh, shape, (axis, *("length",) * (len(shape) - 1)), name)
+    return TRAIN.sharding(mesh, shape, ("step", axis, *("length",) * (len(shape) - 2)), name)
+
+
+def _blocks(terms: Sequence[Term], parameters: int, first: int, steps: int) -> Iterator[list[dict[str, Batch]]]:
+    """The batches of the steps from `first` on, in the blocks that are dispatched whole.
+
+    A block's size follows from the node's settings alone, so that a resumed run goes through the same programs.
+    """
+    ahead = {t.name: t.stream(first) for t in terms}
+    flops = 6 * parameters * sum(b["valid"].size for b in ahead.values())
+    most = int(max(1, min(DISPATCH_STEPS, DISPATCH_FLOPS // flops)))
+    size = max(n for n in range(1, most + 1) if steps % n == 0 and first % n == 0)
+    for start in range(first, steps, size):
+        later = range(max(start, first + 1), start + size)
+        yield [ahead] * (start == first) + [{t.name: t.stream(i) for t in terms} for i in later]
 
 
 def fit(
@@ -192,39 +228,41 @@ def fit(
     pending: tuple[int, dict[str, jax.Array]] | None = None
     last_save = time.monotonic()
 
-    for index in range(first, steps):
-        batches = {t.name: t.stream(index) for t in terms}
-        tokens += sum(int(b["valid"].sum()) for b in batches.values())
-        placed = place(batches, axes, run.mesh)
-        tuned, state, metrics = compiled.step(tuned, state, frozen, placed)
-        # The last step's numbers are read only after this step is under way, so the device never waits for the host.
+    done = first
+    for block in _blocks(terms, net.parameters, first, steps):
+        tokens += sum(int(b["valid"].sum()) for batches in block for b in batches.values())
+        tuned, state, metrics = compiled.take(tuned, state, frozen, place(block, axes, run.mesh))
+        # The last block's numbers are read only after this one is under way, so the device never waits for the host.
         if pending is not None:
             _settle(*pending, steps, curve)
-        pending = (index, metrics)
-        run.progress(index + 1, steps, "step")
+        pending = (done, metrics)
+        done += len(block)
+        run.progress(done, steps, "step")
         stop = run.should_stop()
-        if run.partial is not None and (stop or time.monotonic() - last_save >= run.checkpoint_s) and index + 1 < steps:
+        if run.partial is not None and (stop or time.monotonic() - last_save >= run.checkpoint_s) and done < steps:
             _settle(*pending, steps, curve)
             pending = None
-            _save(run.partial, index + 1, tuned, state, curve, tokens)
+            _save(run.partial, done, tuned, state, curve, tokens)
             last_save = time.monotonic()
-        if stop and index + 1 < steps:
-            raise Preempted(f"stopped at step {index + 1} of {steps}; the same command goes on from there")
+        if stop and done < steps:
+            raise Preempted(f"stopped at step {done} of {steps}; the same command goes on from there")
     if pending is not None:
         _settle(*pending, steps, curve)
     return Fitted(tuned, curve, tokens)
 
 
-def _settle(index: int, metrics: Mapping[str, jax.Array], steps: int, curve: list[dict[str, float]]) -> None:
-    """Read a step's metrics, add them to the curve (about a hundred points), and refuse what is not a number."""
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    # The gradient too: where it alone is not a number, the next loss would be, and the last step has no next one.
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(values[name]):
-            what = f"{name.replace('_', ' ')} is {values[name]} at step {index} of {steps}"
-            raise SubjaxError(f"{what}; try a lower learning rate or clip")
-    if index % max(1, steps // 100) == 0 or index == steps - 1:
-        curve.append({"step": index, **values})
+def _settle(first: int, metrics: Mapping[str, jax.Array], steps: int, curve: list[dict[str, float]]) -> None:
+    """Read a block's metrics, add them to the curve (about a hundred points), and refuse what is not a number."""
+    columns = jax.device_get(metrics)
+    for index, row in enumerate(zip(*columns.values(), strict=True), start=first):
+        values = {name: float(value) for name, value in zip(columns, row, strict=True)}
+        # The gradient too: where it alone is not a number, the next loss would be, and the last step has no next one.
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                what = f"{name.replace('_', ' ')} is {values[name]} at step {index} of {steps}"
+                raise SubjaxError(f"{what}; try a lower learning rate or clip")
+        if index % max(1, steps // 100) == 0 or index == steps - 1:
+            curve.append({"step": index, **values})
 
 
 def _leaves(tuned: Params, state: Any) -> dict[str, jax.Array]:
