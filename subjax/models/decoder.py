@@ -9,6 +9,7 @@ with depth. Outside this package only (graphdef, plain arrays) travel: see `subj
 import math
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,14 +97,35 @@ class Linear(nnx.Module):
         return y
 
 
-def rotate(x: Float[Array, "batch length heads dim"], positions: Int[Array, "batch length"], theta: float) -> Array:
-    """Rotary positions (Su et al. 2021) in the half-split layout; angles in float32."""
-    half = x.shape[-1] // 2
+class Rotation(NamedTuple):
+    """Cosines and signed sines of rotary positions (Su et al. 2021), each (batch, length, 1, head_dim), float32."""
+
+    cos: Array
+    sin: Array
+
+    def last(self, length: int) -> "Rotation":
+        """The rotation at the last positions."""
+        return Rotation(self.cos[:, -length:], self.sin[:, -length:])
+
+
+def rotation(positions: Int[Array, "batch length"], dim: int, theta: float) -> Rotation:
+    """The rotation of heads of size `dim` at these positions, in the half-split layout; once for all layers."""
+    half = dim // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    return Rotation(jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1))
+
+
+def rotate(x: Float[Array, "batch length heads dim"], by: Rotation | None) -> Array:
+    """Turn each pair (i, i + dim / 2) of a head by its angle, in float32; None leaves `x` as it is.
+
+    Written with a roll: halves split off and joined again are slower by the share of a whole projection on CPU.
+    """
+    if by is None:
+        return x
+    y = x.astype(jnp.float32)
+    return (y * by.cos + jnp.roll(y, x.shape[-1] // 2, -1) * by.sin).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -145,15 +167,13 @@ class Attention(nnx.Module):
         self.v = Linear(config, declare, "v", width, keys)
         self.o = Linear(config, declare, "o", queries, width, out_scale)
 
-    def queries(self, x: Array, positions: Array, adapter: dict) -> Float[Array, "batch length heads dim"]:
-        """Queries of `x`, rotated where the family rotates."""
-        q = self.q(x, adapter.get("q"))
-        return rotate(q, positions, self.config.rope_theta) if self.config.positions == "rotary" else q
+    def queries(self, x: Array, turn: Rotation | None, adapter: dict) -> Float[Array, "batch length heads dim"]:
+        """Queries of `x`, rotated."""
+        return rotate(self.q(x, adapter.get("q")), turn)
 
-    def keys_values(self, x: Array, positions: Array, adapter: dict) -> tuple[Array, Array]:
+    def keys_values(self, x: Array, turn: Rotation | None, adapter: dict) -> tuple[Array, Array]:
         """Keys (rotated) and values of `x`, each (batch, length, kv_heads, head_dim)."""
-        k, v = self.k(x, adapter.get("k")), self.v(x, adapter.get("v"))
-        return (rotate(k, positions, self.config.rope_theta) if self.config.positions == "rotary" else k), v
+        return rotate(self.k(x, adapter.get("k")), turn), self.v(x, adapter.get("v"))
 
     def mix(
         self, q: Array, k: Array, v: Array, mask: Bool[Array, "batch queries keys"], adapter: dict
@@ -227,6 +247,12 @@ class Decoder(nnx.Module):
         if self.config.positions == "learned":
             x = x + self.position[...][positions]
         return x.astype(self.config.dtype)
+
+    def rotation(self, positions: Int[Array, "batch length"]) -> Rotation | None:
+        """How queries and keys at these positions are turned; None where the family's positions are learned."""
+        if self.config.positions != "rotary":
+            return None
+        return rotation(positions, self.config.head_dim, self.config.rope_theta)
 
     def logits(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length vocab"]:
         """Final norm and output matrix; logits in float32."""

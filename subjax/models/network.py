@@ -114,8 +114,9 @@ class Network:
         adapter = adapter or {}
         positions = positions_of(valid)
         x = _held(decoder.embedded(tokens, positions), rows)
+        turn = decoder.rotation(positions)
         mask = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None] & valid[:, None]
-        body = functools.partial(self._layer, graphdef, positions=positions, mask=mask, rows=rows)
+        body = functools.partial(self._layer, graphdef, turn=turn, mask=mask, rows=rows)
         if tail is None or tail == tokens.shape[1]:
             x, _ = jax.lax.scan(body, x, (blocks, adapter))
             return decoder.logits(x)
@@ -124,19 +125,19 @@ class Network:
         x, _ = jax.lax.scan(body, x, first)
         block = nnx.merge(graphdef, last)
         y = block.norm1(x)
-        k, v = block.attention.keys_values(y, positions, last_adapter)
-        q = block.attention.queries(y[:, -tail:], positions[:, -tail:], last_adapter)
+        k, v = block.attention.keys_values(y, turn, last_adapter)
+        q = block.attention.queries(y[:, -tail:], turn and turn.last(tail), last_adapter)
         attended = block.attention.mix(q, k, v, mask[:, -tail:], last_adapter)
         return decoder.logits(_held(block.finish(x[:, -tail:], attended, last_adapter), rows))
 
     @staticmethod
-    def _layer(graphdef, x, layer, *, positions, mask, rows=None):
+    def _layer(graphdef, x, layer, *, turn, mask, rows=None):
         """One layer of the scan: the residual stream in and out, and the layer's keys and values."""
         params, adapter = layer
         block = nnx.merge(graphdef, params)
         y = block.norm1(x)
-        k, v = block.attention.keys_values(y, positions, adapter)
-        attended = block.attention.mix(block.attention.queries(y, positions, adapter), k, v, mask, adapter)
+        k, v = block.attention.keys_values(y, turn, adapter)
+        attended = block.attention.mix(block.attention.queries(y, turn, adapter), k, v, mask, adapter)
         return _held(block.finish(x, attended, adapter), rows), (k, v)
 
     def prefill(
@@ -152,9 +153,9 @@ class Network:
         """Logits after the last position, and a cache of `slots` ≥ length slots whose first `length` are filled."""
         decoder, graphdef, blocks = self._decoder(params)
         positions = positions_of(valid)
-        x = decoder.embedded(tokens, positions)
+        x, turn = decoder.embedded(tokens, positions), decoder.rotation(positions)
         mask = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None] & valid[:, None]
-        body = functools.partial(self._layer, graphdef, positions=positions, mask=mask)
+        body = functools.partial(self._layer, graphdef, turn=turn, mask=mask)
         x, (k, v) = jax.lax.scan(body, x, (blocks, adapter or {}))
         room = slots - tokens.shape[1]
         grow = lambda a: jnp.pad(a.astype(cache_dtype), ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))  # noqa: E731
@@ -174,18 +175,18 @@ class Network:
         decoder, graphdef, blocks = self._decoder(params)
         valid = jax.lax.dynamic_update_slice(cache.valid, jnp.ones((token.shape[0], 1), bool), (0, slot))
         positions = jnp.maximum(valid.sum(1, keepdims=True) - 1, 0)
-        x = decoder.embedded(token[:, None], positions)
+        x, turn = decoder.embedded(token[:, None], positions), decoder.rotation(positions)
 
         def body(carry, layer):
             x, k_all, v_all = carry
             index, (block_params, lora) = layer
             block = nnx.merge(graphdef, block_params)
             y = block.norm1(x)
-            k, v = block.attention.keys_values(y, positions, lora)
+            k, v = block.attention.keys_values(y, turn, lora)
             # Carried whole and updated in place: stacking each layer's cache anew would copy it every step.
             k_all = jax.lax.dynamic_update_slice(k_all, k[None].astype(k_all.dtype), (index, 0, slot, 0, 0))
             v_all = jax.lax.dynamic_update_slice(v_all, v[None].astype(v_all.dtype), (index, 0, slot, 0, 0))
-            q = block.attention.queries(y, positions, lora)
+            q = block.attention.queries(y, turn, lora)
             attended = block.attention.mix(q, k_all[index], v_all[index], valid[:, None], lora)
             return (block.finish(x, attended, lora), k_all, v_all), None
 

@@ -1,13 +1,16 @@
 """Student: a base fine-tuned on a corpus, on the numbers (or a teacher's logits on them), with or without replay."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
 from subjax.config import from_dict
 from subjax.data import packing, world
 from subjax.data.questions import world_questions
-from subjax.measure.preference import log_likelihoods
 from subjax.models import checkpoints
+from subjax.models.network import Network, Params
 from subjax.schema import Optimizer, Tuning
 from subjax.stages import corpus, models
 from subjax.stages.task import Made, Task, write_lines
@@ -35,12 +38,22 @@ def objective(task: Task, rows: packing.Batch) -> tuple[Loss, packing.Batch]:
         return NextToken(world.ANSWER), rows
     channel = tuple(world.CHANNEL.tolist()) if task.config["objective"] == "logits" else None
     net, params = models.load(task.store, *task.inputs["teacher"])
-    logs = []
+    read, logs = _reader(net, channel), []
     for first in range(0, len(rows["tokens"]), BLOCK):
         tokens, valid = (rows[name][first : first + BLOCK] for name in ("tokens", "valid"))
-        read = log_likelihoods(net, params, tokens, valid, world.ANSWER)
-        logs.append(np.asarray(renormalized(read, channel)))
+        logs.append(np.asarray(read(params, tokens, valid)))
     return TeacherKL(world.ANSWER, channel), rows | {"teacher": np.concatenate(logs)}
+
+
+@functools.lru_cache(maxsize=8)
+def _reader(net: Network, channel: tuple[int, ...] | None) -> Callable[..., jax.Array]:
+    """(params, tokens, valid) of whole rows to log-probabilities over the channel, (rows, answer, channel)."""
+
+    def read(params: Params, tokens: jax.Array, valid: jax.Array) -> jax.Array:
+        logits = net.forward(params, tokens[:, :-1], valid[:, :-1], tail=world.ANSWER)
+        return renormalized(logits, channel)
+
+    return jax.jit(read)
 
 
 def make(task: Task) -> Made:
