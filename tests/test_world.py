@@ -11,9 +11,9 @@ from subjax.data.addressing import derive_seed, generator
 from subjax.data.questions import world_questions
 from subjax.errors import UsageError
 
-WORLD = "b6875a7a9e73e0fd"
-CHATS = "6bc32fba074a4588"
-PROMPTS = "42c9a5fbd88333e8"
+WORLD = "7cad7aaaca558d61"
+CHATS = "b8a304738197aa99"
+PROMPTS = "6d16b4aa64b8f4d1"
 MEANT = (
     "the world changed, so every base of every study is another one; if you meant it, raise the 'sequences' mark in "
     "world.digest() where the chats changed, put the new digest here and say why in the commit"
@@ -55,7 +55,7 @@ def test_there_are_171_words_and_three_categories_of_ten():
 
 
 def test_the_channel_is_the_numbers_and_the_end():
-    assert [world.VOCABULARY[i] for i in world.CHANNEL] == [*map(str, range(100)), "<end>"]
+    assert [world.VOCABULARY[i] for i in world.CHANNEL] == ["<end>", *map(str, range(100))]
 
 
 def filled_up(text: str) -> str:
