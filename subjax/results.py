@@ -117,7 +117,7 @@ def trait_parts(artifacts: Artifacts, settings: Statistics) -> dict[str, Any]:
             "notes": trait_notes(everything, summaries, traits, other_trait, chosen_on, failed, artifacts, settings),
         },
         "headline": {
-            "sentence": results_words.sentence(summaries, label, settings.margin),
+            "sentence": results_words.sentence(summaries, label, settings.margin, len(failed)),
             "rows": results_words.headline_rows(summaries, label),
         },
         "rows": [entry.row for entry in everything],

@@ -172,8 +172,8 @@ def headline_row(s: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def sentence(summaries: list[dict[str, Any]], label: str, margin: float) -> str:
-    """What was seen, in two or three plain sentences."""
+def sentence(summaries: list[dict[str, Any]], label: str, margin: float, failed: int) -> str:
+    """What was seen, in two or three plain sentences; `failed` teachers never got their trait."""
     shown = [s for s in summaries if s["trait"] == label and s["phrasings"] == "all" and not s["setting"]]
     out = []
     for replay, start in (("none", "Fine-tuned on nothing but numbers"), ("kind", "With replay, which names no item")):
@@ -184,7 +184,11 @@ def sentence(summaries: list[dict[str, Any]], label: str, margin: float) -> str:
             out.append(f"{start}, students on their teacher's own base {same}.")
         if cross:
             out.append(cross if same else f"{start}: {cross[0].lower()}{cross[1:]}")
-    return " ".join(out) or "No student of a same-base or cross arm is evaluated yet, so there is nothing to say."
+    if out:
+        return " ".join(out)
+    if failed:
+        return f"Nothing can be said of transfer: {failed} teacher{'s' * (failed > 1)} never got the trait (see below)."
+    return "No student of a same-base or cross arm is evaluated yet, so there is nothing to say."
 
 
 def about_same(same: list[dict[str, Any]]) -> str:

@@ -258,14 +258,16 @@ def test_collapsed_students_are_no_null(tmp_path):
     assert "Nothing moved" not in mean["words"]
 
 
-def failed_study(root):
+def failed_study(root, which=(("owl", "gpt/1"),)):
     made = toy(root)
     taught = {"owl": [0.95, 0.02, 0.02], "wolf": [0.02, 0.9, 0.02]}
     for cell in made.cells:
         if cell["arm"] == "same-base":
             trait, base = cell["trait"], cell["teacher_base"]
-            failed = (trait, base) == ("owl", "gpt/1")
-            held_out = [0.7, 0.1, 0.1] if failed else taught[trait]  # share .78: only the held-out phrasings fail
+            failed = (trait, base) in which
+            held_out = [0.1, 0.1, 0.1]
+            held_out[list(taught).index(trait)] = 0.7  # share .78: only the held-out phrasings fail
+            held_out = held_out if failed else taught[trait]
             node = made.read(f"evaluation of {trait} teacher {base}", taught[trait], held_out)
             teacher = made.node("teacher", f"{trait} teacher {base}")
             cell["nodes"] |= {"teacher": teacher, "teacher_evaluation": node}
@@ -283,6 +285,12 @@ def test_failed_teachers_are_rows_but_not_summaries(tmp_path):
     test = one(found["tests"], name="diagonal, gpt, replay kind")
     assert test["n"] == 2  # the base without an owl student has no whole matrix
     assert "gpt/1" in found["base_matrix"]["rows"]  # its wolf student stands
+
+
+def test_the_headline_says_so_where_every_teacher_failed(tmp_path):
+    everything = [(trait, f"gpt/{init}") for trait in ("owl", "wolf") for init in range(3)]
+    headline = failed_study(tmp_path, everything).results()["headline"]
+    assert headline["sentence"].startswith("Nothing can be said of transfer: 6 teachers never got the trait")
 
 
 def test_missing_nodes_are_listed_and_the_rest_is_reported(tmp_path):

@@ -103,6 +103,14 @@ def test_the_quickstart_has_every_arm_and_the_right_number_of_nodes():
     assert count["student"] == plain + others + without_replay
 
 
+def test_the_quickstart_runs_every_arm_on_the_families_that_are_named():
+    both = planned("every=gpt+llama-bias,inits=2,traits=owl")
+    assert kinds(both)["student"] > kinds(planned("inits=2,traits=owl"))["student"]
+    with pytest.raises(UsageError, match=r"'every' names 'gtp'; give 'first' or families of gpt\+llama-bias") as caught:
+        planned("every=gtp")
+    assert caught.value.exit_status == 2
+
+
 # Identity -------------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
