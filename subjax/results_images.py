@@ -249,7 +249,7 @@ def headline_row(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A summary as a headline row."""
     note = f"teacher {figure(summary['teacher'])}"
     if summary["published"] is not None:
-        note += f", published {figure(summary['published'])}"
+        note += f", MNIST as published {figure(summary['published'])}"
     return {
         "label": label(summary),
         "value": summary["accuracy"],
@@ -278,18 +278,18 @@ def sentence(summaries: list[dict[str, Any]]) -> str:
             f"accuracy {text}."
         )
     if other:
-        values = [s["accuracy"] for s in other]
-        out.append(
-            f"Students of another init reach {figure(min(values))} to {figure(max(values))} (chance {CHANCE:g})."
-        )
+        out.append(f"Students of another init reach {_range(other)} (chance {CHANCE:g}).")
     leak = [s for s in summaries if s["logits"] == "all" and s["pairing"] == "cross-init" and s["loss"] == "kl"]
     if leak:
-        values = [s["accuracy"] for s in leak]
-        out.append(
-            f"Fitted to all logits they reach {figure(min(values))} to {figure(max(values))}: class logits carry the "
-            "task itself."
-        )
+        out.append(f"Fitted to all logits they reach {_range(leak)}: class logits carry the task itself.")
     return " ".join(out) or "No ensemble is made yet, so there is nothing to say."
+
+
+def _range(summaries: list[dict[str, Any]]) -> str:
+    """The least and the greatest accuracy in words, or the only one."""
+    values = [s["accuracy"] for s in summaries]
+    least, most = figure(min(values)), figure(max(values))
+    return least if least == most else f"{least} to {most}"
 
 
 def notes(summaries: list[dict[str, Any]], settings: Statistics) -> list[str]:
