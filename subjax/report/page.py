@@ -249,7 +249,7 @@ _TERMS = (
              "cross-family: another architecture. control: a teacher without the trait. other-trait: another trait's "
              "word, read on the same-base student. shuffled: each answer's numbers in another order. random-numbers: "
              "no teacher. untrained: no student training. logits, logits-leak: the teacher's logits on the channel's "
-             "tokens, and on all tokens (a trap: these name the trait)."),
+             "tokens, and on all tokens (a trap: these can name the trait)."),
 )  # fmt: skip
 _IMAGE_TERMS = (
     ("accuracy", "Share of test images whose class logit is the largest, after training on noise alone."),
