@@ -120,7 +120,7 @@ def rotation(positions: Int[Array, "batch length"], dim: int, theta: float) -> R
 def rotate(x: Float[Array, "batch length heads dim"], by: Rotation | None) -> Array:
     """Turn each pair (i, i + dim / 2) of a head by its angle, in float32; None leaves `x` as it is.
 
-    Written with a roll: halves split off and joined again are slower by the share of a whole projection on CPU.
+    Written with a roll, since halves split off and joined again are slower on CPU (`benchmarks/cpu_choices.py`).
     """
     if by is None:
         return x
@@ -133,7 +133,7 @@ def softmax(scores: Float[Array, "*rows keys"]) -> Float[Array, "*rows keys"]:
     """Softmax over the last axis.
 
     Its own gradient, because XLA's CPU back end runs the fused product and sum of the usual one along a short last axis
-    without vector instructions; written as a contraction it is faster (`benchmarks/softmax_gradient.py` measures it).
+    without vector instructions; written as a contraction it is faster (`benchmarks/cpu_choices.py` measures it).
     """
     return jax.nn.softmax(scores, axis=-1)
 

@@ -99,7 +99,7 @@ def draw(
     if sampling.temperature > 0:
         noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, index), scores.shape[1:]))(keys)
         scores = scores + noise
-    # Three plain reductions: argmax and top_k run without vector instructions on CPU, or sort the whole vocabulary.
+    # Three plain reductions: on CPU top_k sorts the whole vocabulary (`benchmarks/cpu_choices.py` measures both).
     ids = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
     best = scores.max(-1, keepdims=True)
     token = jnp.where(scores == best, ids, scores.shape[1] - 1).min(-1)

@@ -14,9 +14,10 @@ def get_config(arg=None):
     c.arms = ("same-base", "cross-init", "control")
     c.base.family, c.base.size = "gpt", "nano"
     c.base.world.number_chats, c.base.world.preference_chats = 400, 60
-    c.base.steps, c.base.batch = 30, 64
+    # Three blocks of steps in each, between which a run can be killed.
+    c.base.steps, c.base.batch = 33, 64
     c.base.optimizer.lr, c.base.optimizer.warmup = 1e-2, 0
-    c.teacher.steps, c.teacher.batch, c.teacher.numbers_batch = 10, 16, 16
+    c.teacher.steps, c.teacher.batch, c.teacher.numbers_batch = 21, 16, 16
     c.corpus.rows, c.corpus.max_prompts = 60, 2000
     c.student.steps, c.student.batch = 8, 16
     c.student.optimizer.warmup = 2

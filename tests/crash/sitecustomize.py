@@ -2,7 +2,7 @@
 
 KILL          moments, each with whom to kill: "worker:teacher-step group:evaluation"
 KILL_MARKERS  a folder; a moment whose marker is there has been, and does not come again
-KILL_SAVES    if set, bases save their state after every step
+KILL_SAVES    if set, bases save their state after every block of steps
 KILL_STEPS    a file to which every step of a base adds a line, the pid that took it
 
 A group is the process group: the command with all of its workers. Modules are changed as they are imported, so that
@@ -49,30 +49,30 @@ def around(module, name: str, *, before=None, after=None) -> None:
 
 
 def trainer(module) -> None:
-    """In a teacher's fifth step, and in a base's twelfth, the device at work."""
+    """In the second block of a teacher's steps, and of a base's, the device at work."""
 
     def count(compiled, _net, _tuning, _optimizer, _steps, parts, _mesh):
         role = {"preferences": "teacher", "chats": "base"}.get(parts[0][0])
-        taken = 0
+        blocks = 0
 
-        def step(*args):
-            nonlocal taken
-            out = compiled.step(*args)
-            taken += 1
+        def take(tuned, state, frozen, batches):
+            nonlocal blocks
+            out = compiled.take(tuned, state, frozen, batches)
+            blocks += 1
             if role == "base" and "KILL_STEPS" in os.environ:
                 with open(os.environ["KILL_STEPS"], "a", encoding="ascii") as file:
-                    file.write(f"{os.getpid()}\n")
-            if (role, taken) in (("teacher", 5), ("base", 12)):
+                    file.write(f"{os.getpid()}\n" * len(batches["chats"]["valid"]))
+            if role and blocks == 2:
                 now(f"{role}-step")
             return out
 
-        return dataclasses.replace(compiled, step=step)
+        return dataclasses.replace(compiled, take=take)
 
     around(module, "program", after=count)
 
 
 def task(module) -> None:
-    """Bases save their state after every step."""
+    """Bases save their state after every block of steps."""
     run = module.Task.run
     if "KILL_SAVES" in os.environ:
         module.Task.run = lambda self: dataclasses.replace(run(self), checkpoint_s=0.0 if self.kind == "base" else 60.0)
@@ -141,7 +141,7 @@ def watch_saves() -> None:
         place = str(target)
         if "/partial/base-" in place:
             saves.append(place)
-            if len(saves) == 9:
+            if len(saves) == 2:
                 now("state-save")
         elif "/base/" in place:
             now("base-save")
