@@ -222,7 +222,8 @@ def about_cross(cross: list[dict[str, Any]], margin: float) -> str:
     if not spans:
         return "On another base there are too few bases or controls to say."
     low, high = min(s["minus_control_low"] for s in spans), max(s["minus_control_high"] for s in spans)
-    at = f"their differences from control lie between {low:+.3f} and {high:+.3f} ({len(spans)} intervals together)"
+    together = f"{len(spans)} intervals together" if len(spans) > 1 else "one interval"
+    at = f"their differences from control lie between {low:+.3f} and {high:+.3f} ({together})"
     if -margin < low and high < margin:
         return f"On another base they stay within ±{margin:g} of their control: {at}."
     rose = [who(s) for s in spans if s["minus_control_low"] > margin]

@@ -144,7 +144,8 @@ def _variants(loaded: config.Loaded) -> list[Variant]:
             world.category_of(settings.trait)
             decoder_of(settings, settings.family)
         except UsageError as error:
-            raise UsageError(f"{loaded.path}, point {point}: {error}") from None
+            at = {k: v for k, v in point.items() if k != "arms"}  # the arms are long, and not to blame
+            raise UsageError(f"{loaded.path}, point {at}: {error}") from None
         bases[settings.family, settings.init] = None
         rest = {k: v for k, v in point.items() if k not in ("trait", "family", "init", "arms")}
         shown = ", ".join(f"{k}={v}" for k, v in rest.items() if k != "student.replay")

@@ -2,7 +2,7 @@
 
 A role is a weighted list of (loss, batch stream) and a `Tuning` that says which parameters move. Step `i` is a function
 of (state, i) alone, so a run that was stopped and resumed takes the same steps as one that was not. Steps of a small
-model are dispatched several at a time, scanned over in one program: alone, a fifth of each would be the host's.
+model are dispatched several at a time, scanned over in one program: alone, a tenth of each would be the host's.
 """
 
 import contextlib
