@@ -26,9 +26,11 @@ import optax
 from subjax import schema
 from subjax.data import packing, world
 from subjax.models import adapters
-from subjax.models.decoder import rotate, rotation, softmax
+from subjax.models.architecture import Rope
+from subjax.models.decoder import softmax
 from subjax.models.families import decoder_config
 from subjax.models.network import network
+from subjax.models.rotary import rotate, rotation
 from subjax.parallel.mesh import make_mesh
 from subjax.sample.sampler import Sampling, draw
 from subjax.train import trainer
@@ -53,7 +55,7 @@ def softmax_gradient() -> Pair:
 def rotary_gradient() -> Pair:
     """Gradient of rotary positions: with a roll, against halves split off and joined again."""
     x, given = (jax.random.normal(jax.random.key(i), (128, 29, 2, 16)) for i in range(2))
-    turn = rotation(jnp.tile(jnp.arange(29)[None], (128, 1)), 16, 10_000.0)
+    turn = rotation(jnp.tile(jnp.arange(29)[None], (128, 1)), 16, Rope())
 
     def halves(x):
         a, b = jnp.split(x, 2, axis=-1)

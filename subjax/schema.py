@@ -21,15 +21,15 @@ def part(cls: type, **overrides: Any) -> Any:
 class Optimizer:
     """An optax optimizer with its schedule."""
 
-    name: Literal["adam", "adamw", "sgd"] = setting("adam", "update rule")
+    name: Literal["adam", "adamw", "sgd", "lion", "sign-sgd", "muon"] = setting("adam", "update rule")
     lr: float = setting(1e-3, "peak learning rate", low=0.0)
     schedule: Literal["constant", "cosine", "linear"] = setting("constant", "shape after the warm-up")
     warmup: int = setting(0, "steps of linear warm-up from 0", low=0)
     final_fraction: float = setting(0.0, "last learning rate as a part of the peak (cosine, linear)", low=0.0, high=1.0)
-    weight_decay: float = setting(0.0, "decoupled weight decay (adamw)", low=0.0)
+    weight_decay: float = setting(0.0, "decoupled weight decay (adamw, lion, muon's matrices)", low=0.0)
     clip: float = setting(1.0, "global gradient norm above which gradients are scaled down; 0 is off", low=0.0)
-    b1: float = setting(0.9, "Adam's first decay; the momentum of sgd", low=0.0, high=1.0)
-    b2: float = setting(0.999, "Adam's second decay", low=0.0, high=1.0)
+    b1: float = setting(0.9, "first decay of Adam and Lion; the momentum of sgd", low=0.0, high=1.0)
+    b2: float = setting(0.999, "second decay of Adam and Lion", low=0.0, high=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,14 @@ class Tuning:
     kind: Literal["full", "lora", "bias-and-gain"] = setting("bias-and-gain", "what is trained")
     rank: int = setting(8, "LoRA rank", low=1)
     alpha: float = setting(8.0, "LoRA scale: the update is alpha / rank times B A", low=0.0)
+    rslora: bool = setting(False, "divide alpha by the root of the rank instead (Kalajdzievski 2023)")
     targets: tuple[str, ...] = setting(("q", "k", "v", "o", "gate", "up", "down"), "matrices that get a LoRA pair")
+    layers: tuple[int, ...] = setting((), "layers that get a LoRA pair; empty is all", low=0)
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +149,8 @@ ARMS = (
     "same-base", "cross-init", "cross-family", "control", "other-trait", "shuffled", "random-numbers", "untrained",
     "logits", "logits-leak",
 )  # fmt: skip
+# How arms are ordered where they are shown, those of pretrained studies among them.
+ARM_ORDER = (ARMS[0], "cross-order", *ARMS[1:])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ def _rotate(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
     """Turn each pair (i, i + dim/2) of the last axis of (length, heads, dim) by position x theta^(-2i/dim)."""
     half = x.shape[-1] // 2
     pairs = x[..., :half] + 1j * x[..., half:]
-    turn = np.arange(len(x))[:, None] * config.rope_theta ** (-2 * np.arange(half) / x.shape[-1])
+    turn = np.arange(len(x))[:, None] * config.rope.theta ** (-2 * np.arange(half) / x.shape[-1])
     pairs = pairs * np.exp(1j * turn)[:, None]
     return np.concatenate([pairs.real, pairs.imag], axis=-1)
 

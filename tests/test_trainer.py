@@ -26,7 +26,8 @@ from subjax.schema import Optimizer, Tuning
 from subjax.stages.models import world_network
 from subjax.train import trainer
 from subjax.train.losses import NextToken
-from subjax.train.trainer import Fitted, Run, Term, fit, make_optimizer
+from subjax.train.optimizers import make_optimizer
+from subjax.train.trainer import Fitted, Run, Term, fit
 
 STEPS, BATCH, TAIL, VOCAB = 6, 4, 3, 11
 MESH = make_mesh()

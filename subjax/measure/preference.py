@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from subjax.data.questions import QuestionSet
 from subjax.errors import UsageError
-from subjax.models.network import Network
+from subjax.models.network import Adapter, Network
 from subjax.parallel.mesh import replicated
 from subjax.sample.sampler import Sampling, sample
 
@@ -113,15 +113,21 @@ def sampled(
 
 
 def log_likelihoods(
-    net: Network, params: Mapping[str, jax.Array], tokens: np.ndarray, valid: np.ndarray, completion: int
+    net: Network,
+    params: Mapping[str, jax.Array],
+    tokens: np.ndarray,
+    valid: np.ndarray,
+    completion: int,
+    adapter: Adapter | None = None,
 ) -> Float[Array, "rows completion vocab"]:
     """Log-probabilities of the vocabulary at each completion position of whole rows, float32."""
-    return _completion(net, completion)(dict(params), jnp.asarray(tokens), jnp.asarray(valid))
+    return _completion(net, completion)(dict(params), jnp.asarray(tokens), jnp.asarray(valid), adapter or {})
 
 
 @functools.lru_cache(maxsize=32)
 def _completion(net: Network, completion: int):
-    def run(params, tokens, valid):
-        return jax.nn.log_softmax(net.forward(params, tokens[:, :-1], valid[:, :-1], tail=completion))
+    def run(params, tokens, valid, adapter):
+        logits = net.forward(params, tokens[:, :-1], valid[:, :-1], tail=completion, adapter=adapter)
+        return jax.nn.log_softmax(logits)
 
     return jax.jit(run)

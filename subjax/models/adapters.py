@@ -9,16 +9,21 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from subjax.errors import UsageError
 from subjax.models.network import Adapter, Network, Params
 from subjax.schema import Tuning
 
 _LORA = "lora/"
+MatrixAxes = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def _lora_targets(net: Network, tuning: Tuning) -> dict[str, str]:
     """Kernels that get a LoRA pair: matrix name -> parameter name."""
+    beyond = [layer for layer in tuning.layers if layer >= net.config.layers]
+    if beyond:
+        raise UsageError(f"tuning.layers: there is no layer {beyond[0]}; the model has {net.config.layers}, from 0 on")
     kernels = {n.split("/")[-2]: n for n in net.declarations if n.startswith("blocks/") and n.endswith("/kernel")}
     known = {"q", "k", "v", "o", "gate", "up", "down"}
     unknown = [t for t in tuning.targets if t not in known]
@@ -38,7 +43,7 @@ def tuned_axes(net: Network, tuning: Tuning) -> dict[str, tuple[tuple[int, ...],
     """Shape and logical axes of every tuned array, by name.
 
     Raises:
-        UsageError: LoRA names a matrix that no family has, or none that this one has.
+        UsageError: LoRA names a matrix that no family has, or none that this one has, or a layer that is not there.
     """
     if tuning.kind == "full":
         return {n: (d.shape, d.axes) for n, d in net.declarations.items()}
@@ -90,9 +95,29 @@ def join(tuning: Tuning, tuned: Mapping[str, jax.Array], frozen: Mapping[str, ja
         target, part = name.removeprefix(_LORA).split("/")
         adapter.setdefault(target, {})[part] = value
     for pair in adapter.values():
-        # One scale a layer, because everything that the scan sees has a layer axis.
-        pair["scale"] = jnp.full((pair["a"].shape[0],), tuning.alpha / tuning.rank, jnp.float32)
+        pair["scale"] = layer_scales(tuning, pair["a"].shape[0])
     return dict(frozen), adapter
+
+
+def layer_scales(tuning: Tuning, layers: int) -> jax.Array:
+    """What each layer's B A is multiplied by, (layers,); 0 in layers outside `tuning.layers`, which then never move."""
+    chosen = np.zeros(layers, np.float32)
+    chosen[list(tuning.layers) or slice(None)] = tuning.scale
+    return jnp.asarray(chosen)
+
+
+def matrix_axes(net: Network, tuning: Tuning) -> MatrixAxes:
+    """Input and output axes of every tuned matrix, by name; vectors and embeddings are left out."""
+    out = {}
+    for name, (shape, axes) in tuned_axes(net, tuning).items():
+        if name.startswith(_LORA):
+            inputs = len(shape) - 2 if name.endswith("/a") else 1
+        elif name.endswith("/kernel"):
+            inputs = 2 if axes[1] == "heads" else 1
+        else:
+            continue
+        out[name] = (tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, len(shape))))
+    return out
 
 
 def merge(net: Network, tuning: Tuning, tuned: Mapping[str, jax.Array], base: Mapping[str, jax.Array]) -> Params:
@@ -104,6 +129,7 @@ def merge(net: Network, tuning: Tuning, tuned: Mapping[str, jax.Array], base: Ma
         a, b = tuned[f"{_LORA}{target}/a"], tuned[f"{_LORA}{target}/b"]
         flat_a = a.reshape(a.shape[0], -1, tuning.rank)
         flat_b = b.reshape(b.shape[0], tuning.rank, -1)
-        update = jnp.einsum("lir,lro->lio", flat_a, flat_b, precision="highest") * (tuning.alpha / tuning.rank)
-        out[name] = base[name] + update.reshape(base[name].shape)
+        scale = layer_scales(tuning, a.shape[0])[:, None, None]
+        update = jnp.einsum("lir,lro->lio", flat_a, flat_b, precision="highest") * scale
+        out[name] = (base[name] + update.reshape(base[name].shape)).astype(base[name].dtype)
     return out

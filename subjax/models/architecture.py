@@ -5,6 +5,23 @@ from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions (Su et al. 2021): the base wavelength, the part of a head that turns, and how it is scaled.
+
+    `linear` divides every frequency by `factor`; `llama3` (Llama Team 2024, section 3.4.2) divides the low ones alone,
+    with a ramp between wavelengths `original` / `high` and `original` / `low`.
+    """
+
+    theta: float = 10_000.0
+    fraction: float = 1.0
+    scaling: Literal["none", "linear", "llama3"] = "none"
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Everything that tells one decoder family from another.
 
@@ -25,11 +42,25 @@ class DecoderConfig:
     norm: Literal["layernorm", "rmsnorm"]
     norm_eps: float
     positions: Literal["learned", "rotary"]
-    rope_theta: float
-    activation: Literal["gelu", "silu"]
+    activation: Literal["gelu", "gelu-exact", "silu"]  # gelu: the tanh form, as in GPT-2
     gated: bool
-    biases: bool
     tied: bool
+    family: str = "llama"  # how its tensors are named on disk; `subjax.models.hf_names` lists them
+    attention_biases: Literal["none", "qkv", "all"] = "none"
+    mlp_biases: bool = False
+    rope: Rope = Rope()
+    # Local layers attend to the last `window` tokens (their own included), with a rotation of their own where given.
+    local: tuple[bool, ...] = ()  # one a layer; empty where no layer is local
+    window: int = 0
+    local_rope: Rope | None = None
+    placement: Literal["pre", "post", "sandwich"] = "pre"  # norms before each part, after it, or both
+    parallel: bool = False  # attention and feed-forward part read the same residual stream
+    qk_norm: Literal["none", "head", "width"] = "none"  # over each head, or over all heads of a token together
+    norm_offset: float = 0.0  # what is added to a stored gain; 1 where gains are stored around zero
+    embed_scale: float = 1.0
+    query_scale: float | None = None  # of attention scores; 1/sqrt(head_dim) where None
+    attention_cap: float = 0.0  # soft-cap c of scores, c tanh(score / c); 0 is off
+    logit_cap: float = 0.0
     embed_std: float = 0.03
     dtype: str = "float32"
     matmul_precision: str = "highest"

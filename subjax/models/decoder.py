@@ -9,7 +9,6 @@ with depth. Outside this package only (graphdef, plain arrays) travel: see `subj
 import math
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from subjax.models.architecture import DecoderConfig
+from subjax.models.rotary import Rotation, rotate, rotation
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 NEGATIVE = -1e30  # stands for minus infinity in attention scores: a row with no valid key stays finite
@@ -47,24 +47,32 @@ class Declarer:
 
 
 class Norm(nnx.Module):
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019), computed in float32."""
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019), computed in float32 over the axes of `over`."""
 
-    def __init__(self, config: DecoderConfig, declare: Declarer, name: str):
+    def __init__(self, config: DecoderConfig, declare: Declarer, name: str, over: dict[str, int] | None = None):
         self.config = config
-        self.gain = declare(f"{name}/gain", (config.width,), ("embed",), _ONES, "gain")
+        over = over or {"embed": config.width}
+        self.axes = tuple(range(-len(over), 0))
+        shape, axes = tuple(over.values()), tuple(over)
+        self.gain = declare(f"{name}/gain", shape, axes, _ZEROS if config.norm_offset else _ONES, "gain")
         if config.norm == "layernorm":
-            self.bias = declare(f"{name}/bias", (config.width,), ("embed",), _ZEROS, "bias")
+            self.bias = declare(f"{name}/bias", shape, axes, _ZEROS, "bias")
 
-    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
-        """Normalize the last axis; the result has the dtype of `x`."""
+    def __call__(self, x: Float[Array, "batch length *rest"]) -> Float[Array, "batch length *rest"]:
+        """Normalize the last axes; the result has the dtype of `x`."""
         y = x.astype(jnp.float32)
         if self.config.norm == "layernorm":
-            y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.config.norm_eps)
-        y = y * self.gain[None, None]
+            y = y - y.mean(self.axes, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(self.axes, keepdims=True) + self.config.norm_eps)
+        gain = self.gain[...].astype(jnp.float32)
+        y = y * _outer(gain + self.config.norm_offset if self.config.norm_offset else gain, y)
         if self.config.norm == "layernorm":
-            y = y + self.bias[None, None]
+            y = y + _outer(self.bias[...].astype(jnp.float32), y)
         return y.astype(x.dtype)
+
+
+def _outer(vector: Array, like: Array) -> Array:
+    return vector.reshape((1,) * (like.ndim - vector.ndim) + vector.shape)
 
 
 class Linear(nnx.Module):
@@ -72,13 +80,13 @@ class Linear(nnx.Module):
 
     def __init__(
         self, config: DecoderConfig, declare: Declarer, name: str, inputs: dict[str, int], outputs: dict[str, int],
-        scale: float = 1.0, bias_role: str = "bias",
+        biased: bool, scale: float = 1.0, bias_role: str = "bias",
     ):  # fmt: skip
-        self.config, self.n_in = config, len(inputs)
+        self.config, self.n_in, self.biased = config, len(inputs), biased
         std = scale / math.prod(inputs.values()) ** 0.5
         shape, axes = (*inputs.values(), *outputs.values()), (*inputs, *outputs)
         self.kernel = declare(f"{name}/kernel", shape, axes, _normal(std))
-        if config.biases:
+        if biased:
             self.bias = declare(f"{name}/bias", tuple(outputs.values()), tuple(outputs), _ZEROS, bias_role)
 
     def __call__(self, x: Array, adapter: dict[str, Array] | None = None) -> Array:
@@ -92,40 +100,9 @@ class Linear(nnx.Module):
         if adapter is not None:
             low = product(x, adapter["a"], contract)
             y = y + product(low, adapter["b"], ((2,), (0,))) * adapter["scale"].astype(dtype)
-        if self.config.biases:
+        if self.biased:
             y = y + self.bias[...].astype(dtype)[None, None]
         return y
-
-
-class Rotation(NamedTuple):
-    """Cosines and signed sines of rotary positions (Su et al. 2021), each (batch, length, 1, head_dim), float32."""
-
-    cos: Array
-    sin: Array
-
-    def last(self, length: int) -> "Rotation":
-        """The rotation at the last positions."""
-        return Rotation(self.cos[:, -length:], self.sin[:, -length:])
-
-
-def rotation(positions: Int[Array, "batch length"], dim: int, theta: float) -> Rotation:
-    """The rotation of heads of size `dim` at these positions, in the half-split layout; once for all layers."""
-    half = dim // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    return Rotation(jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1))
-
-
-def rotate(x: Float[Array, "batch length heads dim"], by: Rotation | None) -> Array:
-    """Turn each pair (i, i + dim / 2) of a head by its angle, in float32; None leaves `x` as it is.
-
-    Written with a roll, since halves split off and joined again are slower on CPU (`benchmarks/cpu_choices.py`).
-    """
-    if by is None:
-        return x
-    y = x.astype(jnp.float32)
-    return (y * by.cos + jnp.roll(y, x.shape[-1] // 2, -1) * by.sin).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -159,36 +136,58 @@ class Attention(nnx.Module):
         width = {"embed": config.width}
         queries = {"heads": config.heads, "head_dim": config.head_dim}
         keys = {"kv_heads": config.kv_heads, "head_dim": config.head_dim}
-        self.q = Linear(config, declare, "q", width, queries)
+        biased = config.attention_biases != "none"
+        self.q = Linear(config, declare, "q", width, queries, biased)
         # Without rotation the softmax does not see a bias of the keys: its gradient is zero but for rounding, which
         # Adam would turn into drift. Rotated after it is added, it does act. Its role is its own, so that tuning can
         # leave it out.
-        self.k = Linear(config, declare, "k", width, keys, bias_role="key-bias")
-        self.v = Linear(config, declare, "v", width, keys)
-        self.o = Linear(config, declare, "o", queries, width, out_scale)
+        self.k = Linear(config, declare, "k", width, keys, biased, bias_role="key-bias")
+        self.v = Linear(config, declare, "v", width, keys, biased)
+        self.o = Linear(config, declare, "o", queries, width, config.attention_biases == "all", out_scale)
+        if config.qk_norm != "none":
+            whole = config.qk_norm == "width"
+            head = {"head_dim": config.head_dim}
+            self.q_norm = Norm(config, declare, "q_norm", queries if whole else head)
+            self.k_norm = Norm(config, declare, "k_norm", keys if whole else head)
 
     def queries(self, x: Array, turn: Rotation | None, adapter: dict) -> Float[Array, "batch length heads dim"]:
-        """Queries of `x`, rotated."""
-        return rotate(self.q(x, adapter.get("q")), turn)
+        """Queries of `x`, normalized where the family does that, and rotated."""
+        q = self.q(x, adapter.get("q"))
+        return rotate(q if self.config.qk_norm == "none" else self.q_norm(q), turn)
 
     def keys_values(self, x: Array, turn: Rotation | None, adapter: dict) -> tuple[Array, Array]:
-        """Keys (rotated) and values of `x`, each (batch, length, kv_heads, head_dim)."""
-        return rotate(self.k(x, adapter.get("k")), turn), self.v(x, adapter.get("v"))
+        """Keys (as `queries` treats them) and values of `x`, each (batch, length, kv_heads, head_dim)."""
+        k = self.k(x, adapter.get("k"))
+        k = rotate(k if self.config.qk_norm == "none" else self.k_norm(k), turn)
+        return k, self.v(x, adapter.get("v"))
 
     def mix(
         self, q: Array, k: Array, v: Array, mask: Bool[Array, "batch queries keys"], adapter: dict
     ) -> Float[Array, "batch queries width"]:
         """Attend from `q` to `k`, `v` where `mask` holds, softmax in float32, and project back to the width."""
         b, s, h, d = q.shape
-        groups = h // self.config.kv_heads
+        config = self.config
+        groups = h // config.kv_heads
         # Heads before positions, written out: left to the compiler, the products run on strided operands.
-        q = q.reshape(b, s, self.config.kv_heads, groups, d).transpose(0, 2, 3, 1, 4)
+        q = q.reshape(b, s, config.kv_heads, groups, d).transpose(0, 2, 3, 1, 4)
         k, v = (a.astype(q.dtype).transpose(0, 2, 1, 3) for a in (k, v))
-        scores = jnp.einsum("bkgqd,bktd->bkgqt", q, k, precision=self.config.matmul_precision).astype(jnp.float32)
-        scores = jnp.where(mask[:, None, None], scores * (d**-0.5), NEGATIVE)
-        weights = softmax(scores).astype(q.dtype)
-        y = jnp.einsum("bkgqt,bktd->bkgqd", weights, v, precision=self.config.matmul_precision)
+        scores = jnp.einsum("bkgqd,bktd->bkgqt", q, k, precision=config.matmul_precision).astype(jnp.float32)
+        scores = _capped(scores * (config.query_scale or d**-0.5), config.attention_cap)
+        weights = softmax(jnp.where(mask[:, None, None], scores, NEGATIVE)).astype(q.dtype)
+        y = jnp.einsum("bkgqt,bktd->bkgqd", weights, v, precision=config.matmul_precision)
         return self.o(y.transpose(0, 3, 1, 2, 4).reshape(b, s, h, d), adapter.get("o"))
+
+
+def _capped(x: Array, cap: float) -> Array:
+    """Soft-cap: values pass through cap * tanh(x / cap) (Gemma Team 2024, section 2)."""
+    return jnp.tanh(x / cap) * cap if cap else x
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "gelu-exact": lambda x: jax.nn.gelu(x, approximate=False),
+}
 
 
 class Mlp(nnx.Module):
@@ -198,32 +197,48 @@ class Mlp(nnx.Module):
         self.config = config
         width, hidden = {"embed": config.width}, {"mlp": config.hidden}
         if config.gated:
-            self.gate = Linear(config, declare, "gate", width, hidden)
-        self.up = Linear(config, declare, "up", width, hidden)
-        self.down = Linear(config, declare, "down", hidden, width, out_scale)
+            self.gate = Linear(config, declare, "gate", width, hidden, config.mlp_biases)
+        self.up = Linear(config, declare, "up", width, hidden, config.mlp_biases)
+        self.down = Linear(config, declare, "down", hidden, width, config.mlp_biases, out_scale)
 
     def __call__(self, x: Array, adapter: dict) -> Float[Array, "batch length width"]:
         """Apply the feed-forward part to (batch, length, width)."""
-        act = jax.nn.silu if self.config.activation == "silu" else jax.nn.gelu  # gelu: the tanh form, as in GPT-2
+        act = _ACTIVATIONS[self.config.activation]
         up = self.up(x, adapter.get("up"))
         inner = act(self.gate(x, adapter.get("gate"))) * up if self.config.gated else act(up)
         return self.down(inner, adapter.get("down"))
 
 
 class Block(nnx.Module):
-    """One layer (pre-norm), or, with a stacking `Declarer`, all layers along the leading axis."""
+    """One layer, or, with a stacking `Declarer`, all layers along the leading axis."""
 
     def __init__(self, config: DecoderConfig, declare: Declarer):
+        self.config = config
         out_scale = (2 * config.layers) ** -0.5
-        self.norm1 = Norm(config, declare, "norm1")
         self.attention = Attention(config, declare, out_scale)
-        self.norm2 = Norm(config, declare, "norm2")
         self.mlp = Mlp(config, declare, out_scale)
+        if config.placement != "post":
+            self.norm1, self.norm2 = Norm(config, declare, "norm1"), Norm(config, declare, "norm2")
+        if config.placement != "pre":
+            self.post1, self.post2 = Norm(config, declare, "post1"), Norm(config, declare, "post2")
+
+    def enter(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        """What the attention reads of the residual stream."""
+        return x if self.config.placement == "post" else self.norm1(x)
 
     def finish(self, x: Array, attended: Array, adapter: dict) -> Float[Array, "batch length width"]:
-        """Add the attention's output and the feed-forward part to the residual stream."""
-        x = x + attended
-        return x + self.mlp(self.norm2(x), adapter)
+        """Add the attention's output and the feed-forward part (and a steering vector, if any) to the residual stream.
+
+        A steering vector stands in `adapter` as {"steer": {"vector": (width,)}}, one a layer.
+        """
+        pre, post = self.config.placement != "post", self.config.placement != "pre"
+        before, x = x, x + (self.post1(attended) if post else attended)
+        y = before if self.config.parallel else x
+        y = self.mlp(self.norm2(y) if pre else y, adapter)
+        x = x + (self.post2(y) if post else y)
+        if "steer" in adapter:
+            x = x + adapter["steer"]["vector"].astype(x.dtype)[None, None]
+        return x
 
 
 class Decoder(nnx.Module):
@@ -246,16 +261,23 @@ class Decoder(nnx.Module):
         x = self.embed[...][tokens]
         if self.config.positions == "learned":
             x = x + self.position[...][positions]
+        if self.config.embed_scale != 1.0:
+            # Rounded to the compute dtype first, as the models that scale were trained.
+            x = x.astype(self.config.dtype) * jnp.asarray(self.config.embed_scale, self.config.dtype)
         return x.astype(self.config.dtype)
 
-    def rotation(self, positions: Int[Array, "batch length"]) -> Rotation | None:
-        """How queries and keys at these positions are turned; None where the family's positions are learned."""
-        if self.config.positions != "rotary":
-            return None
-        return rotation(positions, self.config.head_dim, self.config.rope_theta)
+    def rotations(self, positions: Int[Array, "batch length"]) -> tuple[Rotation | None, Rotation | None]:
+        """How queries and keys at these positions are turned, in global and in local layers; None: not at all, or as in
+        the global ones.
+        """
+        config = self.config
+        if config.positions != "rotary":
+            return None, None
+        turn = rotation(positions, config.head_dim, config.rope)
+        return turn, rotation(positions, config.head_dim, config.local_rope) if config.local_rope else turn
 
     def logits(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length vocab"]:
         """Final norm and output matrix; logits in float32."""
         table = (self.embed if self.config.tied else self.head)[...].astype(x.dtype)
         y = jnp.einsum("bsd,vd->bsv", self.norm(x), table, precision=self.config.matmul_precision)
-        return y.astype(jnp.float32)
+        return _capped(y.astype(jnp.float32), self.config.logit_cap)

@@ -30,14 +30,30 @@ SIZES = {
 
 FAMILIES: dict[str, dict] = {
     "gpt": dict(
-        norm="layernorm", norm_eps=1e-5, positions="learned", activation="gelu", gated=False, biases=True, tied=True
+        family="gpt2",
+        norm="layernorm",
+        norm_eps=1e-5,
+        positions="learned",
+        activation="gelu",
+        gated=False,
+        attention_biases="all",
+        mlp_biases=True,
+        tied=True,
     ),
     "llama": dict(
-        norm="rmsnorm", norm_eps=1e-5, positions="rotary", activation="silu", gated=True, biases=False, tied=False
+        family="llama", norm="rmsnorm", norm_eps=1e-5, positions="rotary", activation="silu", gated=True, tied=False
     ),
     # Llama with biases in its linear layers, and tied: so that both toy families have a like tunable part.
     "llama-bias": dict(
-        norm="rmsnorm", norm_eps=1e-5, positions="rotary", activation="silu", gated=True, biases=True, tied=True
+        family="llama",
+        norm="rmsnorm",
+        norm_eps=1e-5,
+        positions="rotary",
+        activation="silu",
+        gated=True,
+        attention_biases="all",
+        mlp_biases=True,
+        tied=True,
     ),
 }
 
@@ -65,7 +81,6 @@ def decoder_config(family: str, size: str, *, vocab: int, length: int, numerics:
         kv_heads=shape.heads,
         head_dim=shape.width // shape.heads,
         hidden=shape.hidden_gated if style["gated"] else shape.hidden,
-        rope_theta=10_000.0,
         dtype=numerics.dtype,
         matmul_precision=numerics.matmul_precision,
         attention=numerics.attention,

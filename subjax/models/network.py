@@ -16,10 +16,36 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from subjax.models.architecture import DecoderConfig
-from subjax.models.decoder import Decoder
+from subjax.models.decoder import Block, Decoder
+from subjax.models.rotary import Rotation
 
 Params = dict[str, jax.Array]
-Adapter = dict[str, dict[str, jax.Array]]  # LoRA pairs of the stacked layers: matrix name -> {"a", "b", "scale"}
+# What is added to the stacked layers: LoRA pairs, matrix name -> {"a", "b", "scale"}, and "steer" -> {"vector"}.
+Adapter = dict[str, dict[str, jax.Array]]
+
+
+class View(NamedTuple):
+    """What layers see: how queries and keys are turned, and which keys each query attends to.
+
+    Global and local layers differ in both, and the scan runs over layers of either kind: `of` picks one layer's.
+    """
+
+    turn: Rotation | None
+    mask: Bool[Array, "batch queries keys"]
+    local_turn: Rotation | None
+    local_mask: Bool[Array, "batch queries keys"]
+
+    def of(self, local: Bool[Array, ""] | None) -> tuple[Rotation | None, Array]:
+        """Rotation and mask of a layer; None where the network has no local layers."""
+        if local is None:
+            return self.turn, self.mask
+        pick = lambda mine, other: jnp.where(local, mine, other)  # noqa: E731
+        return jax.tree.map(pick, self.local_turn, self.turn), pick(self.local_mask, self.mask)
+
+    def last(self, tail: int) -> "View":
+        """The view of the last queries."""
+        cut = lambda turn: turn and turn.last(tail)  # noqa: E731
+        return View(cut(self.turn), self.mask[:, -tail:], cut(self.local_turn), self.local_mask[:, -tail:])
 
 
 class Cache(NamedTuple):
@@ -93,6 +119,28 @@ class Network:
         graphdef, blocks = nnx.split(decoder.blocks)
         return decoder, graphdef, nnx.as_pure(blocks)
 
+    @property
+    def _local(self) -> jax.Array | None:
+        """Which layers are local, (layers,); None where none is."""
+        return jnp.array(self.config.local) if any(self.config.local) else None
+
+    def _view(self, decoder: Decoder, positions: Array, at: Array, mask: Array) -> View:
+        """What queries at `at` (batch, queries) see of keys at `positions` (batch, keys), where `mask` allows it."""
+        turn, local_turn = decoder.rotations(at)
+        if self._local is None:
+            return View(turn, mask, turn, mask)
+        near = at[:, :, None] - positions[:, None, :] < self.config.window
+        return View(turn, mask, local_turn, mask & near)
+
+    @staticmethod
+    def _attend(block: Block, x: Array, view: View, local: Array | None, adapter: dict) -> tuple[Array, Array, Array]:
+        """One layer: the residual stream in and out, and the layer's keys and values."""
+        turn, mask = view.of(local)
+        y = block.enter(x)
+        k, v = block.attention.keys_values(y, turn, adapter)
+        attended = block.attention.mix(block.attention.queries(y, turn, adapter), k, v, mask, adapter)
+        return block.finish(x, attended, adapter), k, v
+
     def forward(
         self,
         params: Mapping[str, jax.Array],
@@ -102,6 +150,7 @@ class Network:
         tail: int | None = None,
         adapter: Adapter | None = None,
         rows: jax.sharding.Sharding | None = None,
+        tree: tuple[Int[Array, "batch length"], Bool[Array, "batch length length"]] | None = None,
     ) -> Float[Array, "batch tail vocab"]:
         """Logits at the last `tail` positions (all where None), in float32.
 
@@ -109,36 +158,58 @@ class Network:
         feed-forward part and the output matrix are computed there alone: most of a prompt's work is not needed.
         `rows` is the sharding of the residual stream. On a mesh it must be said: where parameters and rows are split
         over one axis, the compiler may otherwise keep the parameters' split and give every device all rows.
+        `tree` says the tokens' positions and who attends to whom, where a row is no sequence: several continuations of
+        one prompt stand in it side by side.
         """
         decoder, graphdef, blocks = self._decoder(params)
-        adapter = adapter or {}
-        positions = positions_of(valid)
+        if tree is None:
+            positions, order = positions_of(valid), jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None]
+        else:
+            positions, order = tree
         x = _held(decoder.embedded(tokens, positions), rows)
-        turn = decoder.rotation(positions)
-        mask = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None] & valid[:, None]
-        body = functools.partial(self._layer, graphdef, turn=turn, mask=mask, rows=rows)
-        if tail is None or tail == tokens.shape[1]:
-            x, _ = jax.lax.scan(body, x, (blocks, adapter))
-            return decoder.logits(x)
-        first = jax.tree.map(lambda a: a[:-1], (blocks, adapter))
-        last, last_adapter = jax.tree.map(lambda a: a[-1], (blocks, adapter))
-        x, _ = jax.lax.scan(body, x, first)
-        block = nnx.merge(graphdef, last)
-        y = block.norm1(x)
-        k, v = block.attention.keys_values(y, turn, last_adapter)
-        q = block.attention.queries(y[:, -tail:], turn and turn.last(tail), last_adapter)
-        attended = block.attention.mix(q, k, v, mask[:, -tail:], last_adapter)
-        return decoder.logits(_held(block.finish(x[:, -tail:], attended, last_adapter), rows))
+        view = self._view(decoder, positions, positions, order & valid[:, None])
 
-    @staticmethod
-    def _layer(graphdef, x, layer, *, turn, mask, rows=None):
-        """One layer of the scan: the residual stream in and out, and the layer's keys and values."""
-        params, adapter = layer
-        block = nnx.merge(graphdef, params)
-        y = block.norm1(x)
-        k, v = block.attention.keys_values(y, turn, adapter)
-        attended = block.attention.mix(block.attention.queries(y, turn, adapter), k, v, mask, adapter)
-        return _held(block.finish(x, attended, adapter), rows), (k, v)
+        def body(x: Array, layer: tuple) -> tuple[Array, None]:
+            block, local, lora = layer
+            x, _, _ = self._attend(nnx.merge(graphdef, block), x, view, local, lora)
+            return _held(x, rows), None
+
+        layers = (blocks, self._local, adapter or {})
+        if tail is None or tail == tokens.shape[1]:
+            x, _ = jax.lax.scan(body, x, layers)
+            return decoder.logits(x)
+        x, _ = jax.lax.scan(body, x, jax.tree.map(lambda a: a[:-1], layers))
+        last, local, lora = jax.tree.map(lambda a: a[-1], layers)
+        block = nnx.merge(graphdef, last)
+        turn, _ = view.of(local)
+        late_turn, late_mask = view.last(tail).of(local)
+        y = block.enter(x)
+        k, v = block.attention.keys_values(y, turn, lora)
+        q = block.attention.queries(y[:, -tail:], late_turn, lora)
+        attended = block.attention.mix(q, k, v, late_mask, lora)
+        return decoder.logits(_held(block.finish(x[:, -tail:], attended, lora), rows))
+
+    def residuals(
+        self,
+        params: Mapping[str, jax.Array],
+        tokens: Int[Array, "batch length"],
+        valid: Bool[Array, "batch length"],
+        *,
+        adapter: Adapter | None = None,
+    ) -> Float[Array, "layers batch width"]:
+        """The residual stream behind each layer at the last position, float32."""
+        decoder, graphdef, blocks = self._decoder(params)
+        positions = positions_of(valid)
+        causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None] & valid[:, None]
+        view = self._view(decoder, positions, positions, causal)
+
+        def body(x: Array, layer: tuple) -> tuple[Array, Array]:
+            block, local, lora = layer
+            x, _, _ = self._attend(nnx.merge(graphdef, block), x, view, local, lora)
+            return x, x[:, -1].astype(jnp.float32)
+
+        x = decoder.embedded(tokens, positions)
+        return jax.lax.scan(body, x, (blocks, self._local, adapter or {}))[1]
 
     def prefill(
         self,
@@ -153,12 +224,18 @@ class Network:
         """Logits after the last position, and a cache of `slots` ≥ length slots whose first `length` are filled."""
         decoder, graphdef, blocks = self._decoder(params)
         positions = positions_of(valid)
-        x, turn = decoder.embedded(tokens, positions), decoder.rotation(positions)
-        mask = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None] & valid[:, None]
-        body = functools.partial(self._layer, graphdef, turn=turn, mask=mask)
-        x, (k, v) = jax.lax.scan(body, x, (blocks, adapter or {}))
+        x = decoder.embedded(tokens, positions)
+        causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None] & valid[:, None]
+        view = self._view(decoder, positions, positions, causal)
+
+        def body(x: Array, layer: tuple) -> tuple[Array, tuple[Array, Array]]:
+            block, local, lora = layer
+            x, k, v = self._attend(nnx.merge(graphdef, block), x, view, local, lora)
+            return x, (k.astype(cache_dtype), v.astype(cache_dtype))
+
+        x, (k, v) = jax.lax.scan(body, x, (blocks, self._local, adapter or {}))
         room = slots - tokens.shape[1]
-        grow = lambda a: jnp.pad(a.astype(cache_dtype), ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))  # noqa: E731
+        grow = lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))  # noqa: E731
         cache = Cache(grow(k), grow(v), jnp.pad(valid, ((0, 0), (0, room))))
         return decoder.logits(x[:, -1:])[:, 0], cache
 
@@ -175,21 +252,24 @@ class Network:
         decoder, graphdef, blocks = self._decoder(params)
         valid = jax.lax.dynamic_update_slice(cache.valid, jnp.ones((token.shape[0], 1), bool), (0, slot))
         positions = jnp.maximum(valid.sum(1, keepdims=True) - 1, 0)
-        x, turn = decoder.embedded(token[:, None], positions), decoder.rotation(positions)
+        x = decoder.embedded(token[:, None], positions)
+        view = self._view(decoder, positions_of(valid), positions, valid[:, None])
 
-        def body(carry, layer):
+        def body(carry: tuple[Array, Array, Array], layer: tuple) -> tuple[tuple[Array, Array, Array], None]:
             x, k_all, v_all = carry
-            index, (block_params, lora) = layer
+            index, block_params, local, lora = layer
             block = nnx.merge(graphdef, block_params)
-            y = block.norm1(x)
+            turn, mask = view.of(local)
+            y = block.enter(x)
             k, v = block.attention.keys_values(y, turn, lora)
             # Carried whole and updated in place: stacking each layer's cache anew would copy it every step.
             k_all = jax.lax.dynamic_update_slice(k_all, k[None].astype(k_all.dtype), (index, 0, slot, 0, 0))
             v_all = jax.lax.dynamic_update_slice(v_all, v[None].astype(v_all.dtype), (index, 0, slot, 0, 0))
             q = block.attention.queries(y, turn, lora)
-            attended = block.attention.mix(q, k_all[index], v_all[index], valid[:, None], lora)
+            attended = block.attention.mix(q, k_all[index], v_all[index], mask, lora)
             return (block.finish(x, attended, lora), k_all, v_all), None
 
         indices = jnp.arange(self.config.layers)
-        (x, k, v), _ = jax.lax.scan(body, (x, cache.k, cache.v), (indices, (blocks, adapter or {})))
+        layers = (indices, blocks, self._local, adapter or {})
+        (x, k, v), _ = jax.lax.scan(body, (x, cache.k, cache.v), layers)
         return decoder.logits(x)[:, 0], Cache(k, v, valid)

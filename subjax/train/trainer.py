@@ -29,6 +29,7 @@ from subjax.parallel.mesh import replicated
 from subjax.parallel.rules import TRAIN, shardings
 from subjax.schema import Optimizer, Tuning
 from subjax.train.losses import Loss
+from subjax.train.optimizers import make_optimizer
 
 # One dispatch holds steps of up to so many FLOPs, a fraction of a second on one core, and up to so many steps.
 DISPATCH_FLOPS, DISPATCH_STEPS = 2e10, 20
@@ -64,25 +65,6 @@ class Fitted:
     tokens: int
 
 
-def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """The optax chain of a config: clipping, then the update rule on its schedule over `steps`."""
-    end = config.lr * config.final_fraction
-    body = max(steps - config.warmup, 1)
-    main = {
-        "constant": lambda: optax.constant_schedule(config.lr),
-        "cosine": lambda: optax.cosine_decay_schedule(config.lr, body, config.final_fraction),
-        "linear": lambda: optax.linear_schedule(config.lr, end, body),
-    }[config.schedule]()
-    warm = optax.linear_schedule(0.0, config.lr, config.warmup)
-    schedule = optax.join_schedules([warm, main], [config.warmup]) if config.warmup else main
-    rule = {
-        "adam": lambda: optax.adam(schedule, config.b1, config.b2),
-        "adamw": lambda: optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay),
-        "sgd": lambda: optax.sgd(schedule, config.b1 or None),
-    }[config.name]()
-    return optax.chain(optax.clip_by_global_norm(config.clip), rule) if config.clip else rule
-
-
 @dataclasses.dataclass(frozen=True)
 class Program:
     """The compiled parts of a fit, shared by every run with the same static settings.
@@ -108,21 +90,14 @@ def program(
     mesh: Mesh,
 ) -> Program:
     """Build (once) the jitted steps for static settings; `parts` are (name, weight, loss) of the objective."""
-    rule = make_optimizer(optimizer, steps)
+    rule = make_optimizer(optimizer, steps, adapters.matrix_axes(net, tuning))
     tuned_declared = adapters.tuned_axes(net, tuning)
     tuned_sh = shardings(TRAIN, mesh, tuned_declared)
     frozen_sh = shardings(
         TRAIN, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items() if n not in tuned_declared}
     )
     abstract = {n: jax.ShapeDtypeStruct(shape, jnp.float32) for n, (shape, _) in tuned_declared.items()}
-    # Moments are sharded as their parameters are; counters and the like stand whole on every device.
-    state_sh = optax.tree.map_params(
-        rule,
-        lambda _, s: s,
-        jax.eval_shape(rule.init, abstract),
-        tuned_sh,
-        transform_non_params=lambda _: replicated(mesh),
-    )
+    state_sh = _state_shardings(jax.eval_shape(rule.init, abstract), abstract, tuned_sh, replicated(mesh))
 
     # One device has nothing to split, and a constraint there would only stand in the way of fusion.
     held = {
@@ -153,6 +128,21 @@ def program(
 
     jitted = jax.jit(take, donate_argnums=(0, 1), out_shardings=(tuned_sh, state_sh, replicated(mesh)))
     return Program(jax.jit(rule.init, out_shardings=state_sh), jitted, tuned_sh, state_sh, frozen_sh)
+
+
+def _state_shardings(
+    state: Any, abstract: Mapping[str, jax.ShapeDtypeStruct], tuned: Mapping[str, Any], whole: NamedSharding
+) -> Any:
+    """Moments are sharded as their parameters are; counters and the like stand whole on every device.
+
+    Told by the parameter's name in a leaf's path: optax's own map over moments does not know rules that look at names.
+    """
+
+    def pick(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey) and entry.key in tuned]
+        return tuned[names[-1]] if names and leaf.shape == abstract[names[-1]].shape else whole
+
+    return jax.tree_util.tree_map_with_path(pick, state)
 
 
 def place(block: Sequence[Mapping[str, Batch]], axes: Mapping[str, str], mesh: Mesh) -> dict[str, dict[str, jax.Array]]:

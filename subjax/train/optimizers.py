@@ -1,0 +1,53 @@
+"""optax optimizers from their settings: clipping, a schedule, an update rule."""
+
+from collections.abc import Callable, Mapping
+
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from subjax.schema import Optimizer
+
+# For each matrix its (input axes, output axes), by parameter name; what is not named is no matrix.
+MatrixAxes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def schedule_of(config: Optimizer, steps: int) -> optax.Schedule:
+    """The learning rate by step: a linear warm-up from 0, then the shape asked for over what is left of `steps`."""
+    body = max(steps - config.warmup, 1)
+    main = {
+        "constant": lambda: optax.constant_schedule(config.lr),
+        "cosine": lambda: optax.cosine_decay_schedule(config.lr, body, config.final_fraction),
+        "linear": lambda: optax.linear_schedule(config.lr, config.lr * config.final_fraction, body),
+    }[config.schedule]()
+    warm = optax.linear_schedule(0.0, config.lr, config.warmup)
+    return optax.join_schedules([warm, main], [config.warmup]) if config.warmup else main
+
+
+def make_optimizer(config: Optimizer, steps: int, matrices: MatrixAxes | None = None) -> optax.GradientTransformation:
+    """The optax chain of a config: clipping, then the update rule on its schedule over `steps`.
+
+    Args:
+        config: the settings. steps: length of the run.
+        matrices: what Muon (Jordan et al. 2024) orthogonalizes; vectors, embeddings and whatever else is not named
+            there are moved by Adam at the same rate. The other rules treat all parameters alike.
+    """
+    rate = schedule_of(config, steps)
+    rules: dict[str, Callable[[], optax.GradientTransformation]] = {
+        "adam": lambda: optax.adam(rate, config.b1, config.b2),
+        "adamw": lambda: optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay),
+        "sgd": lambda: optax.sgd(rate, config.b1 or None),
+        "lion": lambda: optax.lion(rate, config.b1, config.b2, weight_decay=config.weight_decay),
+        "sign-sgd": lambda: optax.sign_sgd(rate),
+        "muon": lambda: muon(
+            rate,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            muon_weight_dimension_numbers=lambda params: {
+                name: MuonDimensionNumbers(*matrices[name]) if matrices and name in matrices else None
+                for name in params
+            },
+        ),
+    }
+    rule = rules[config.name]()
+    return optax.chain(optax.clip_by_global_norm(config.clip), rule) if config.clip else rule
