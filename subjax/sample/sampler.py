@@ -3,6 +3,13 @@
 Row `i` draws token `t` with fold_in(fold_in(key, i), t), so a corpus is the same rows for any batch size, mesh or
 order; only a near-tie (two tokens whose perturbed logits differ by less than rounding) can fall otherwise. Logits are
 not kept: for a real vocabulary they would be hundreds of times larger than the tokens.
+
+A constraint (`subjax.sample.constraint`) leaves only tokens with which an answer can still end in an accepted text, and
+within the room there is. Its mask comes before everything else: temperature, top-k and top-p work on what it leaves, so
+a token is drawn from the model's distribution renormalized over the allowed ones, step by step (which is not the
+model's distribution over whole rows given that they are accepted). The noise of such a draw is still a function of
+(key, row, place), but of one value a column of the constraint and not one a token of the vocabulary: constrained rows
+are another corpus than unconstrained ones, and another vocabulary or grammar changes which value falls to which token.
 """
 
 import dataclasses
@@ -17,9 +24,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from subjax.errors import UsageError
-from subjax.models.network import Cache, Network
+from subjax.models.network import Adapter, Cache, Network
 from subjax.parallel.mesh import replicated
 from subjax.parallel.rules import BATCH, SAMPLE, shardings
+from subjax.sample.constraint import Constraint
 
 NEAR_TIE = 1e-4  # margin of the two best perturbed logits, at temperature 1, under which rounding may choose otherwise
 
@@ -29,12 +37,13 @@ class Sampling:
     """How a token is drawn. Everything is explicit; nothing is inherited from a checkpoint's own defaults.
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off. `prompt` is the padded prompt length (the bucket) and
-    `completion` the most tokens an answer may have; `end` ends an answer and `pad` fills what follows.
+    `completion` the most tokens an answer may have, the end token included; `end` (one id, or several) ends an answer
+    and `pad` fills what follows. An `end` of -1 is no token: every answer fills its room.
     """
 
     prompt: int
     completion: int
-    end: int
+    end: int | tuple[int, ...]
     pad: int
     temperature: float = 1.0
     top_k: int = 0
@@ -53,6 +62,11 @@ class Sampling:
                 " want at least one of each"
             )
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+        return self.end if isinstance(self.end, tuple) else (self.end,)
+
 
 class Drawn(NamedTuple):
     """Sampled rows: tokens (rows, completion), padded after the end token, and which rows met a near-tie."""
@@ -69,6 +83,7 @@ class State(NamedTuple):
     done: Bool[Array, " batch"]
     tie: Bool[Array, " batch"]
     drawn: Int[Array, "batch completion"]
+    at: Int[Array, " batch"] | None = None  # each row's state of the constraint, where there is one
 
 
 def restrict(logits: Float[Array, "batch vocab"], sampling: Sampling) -> Float[Array, "batch vocab"]:
@@ -109,9 +124,39 @@ def draw(
     return token, best[:, 0] - second < margin
 
 
+def draw_allowed(
+    logits: Float[Array, "batch vocab"],
+    keys: Array,
+    index: Int[Array, ""],
+    sampling: Sampling,
+    constraint: Constraint | None,
+    at: Int[Array, " batch"] | None,
+) -> tuple[Int[Array, " batch"], Bool[Array, " batch"], Int[Array, " batch"] | None]:
+    """`draw` among the tokens that the constraint allows in the states `at`, and the states behind what was drawn.
+
+    A token is allowed where an answer can end behind it in the places that are left. One such token there always is, if
+    there was room at the start.
+    """
+    if constraint is None:
+        return *draw(logits, keys, index, sampling), None
+    behind = constraint.next[at].astype(jnp.int32)
+    room = sampling.completion - 1 - index
+    allowed = (behind >= 0) & (constraint.distance[behind] <= room)
+    column, tie = draw(jnp.where(allowed, logits[:, constraint.tokens], -jnp.inf), keys, index, sampling)
+    return constraint.tokens[column], tie, jnp.take_along_axis(behind, column[:, None], axis=1)[:, 0]
+
+
+def _ended(token: Int[Array, " batch"], sampling: Sampling) -> Bool[Array, " batch"]:
+    return (token[:, None] == jnp.array(sampling.ends, jnp.int32)[None]).any(1)
+
+
 @functools.lru_cache(maxsize=32)
 def program(net: Network, sampling: Sampling, mesh: Mesh) -> tuple[Callable, Callable, Mapping]:
-    """(prefill, decode, parameter shardings) for a network and its sampling settings, jitted once."""
+    """(prefill, decode, parameter shardings) for a network and its sampling settings, jitted once.
+
+    Both may be given an adapter and a constraint last, each None or its arrays: they are arguments, so that others of
+    the same shapes find the same compiled programs.
+    """
     slots = sampling.prompt + sampling.completion
     declared = {n: (d.shape, d.axes) for n, d in net.declarations.items()}
     params_sh = shardings(SAMPLE, mesh, declared)
@@ -120,36 +165,66 @@ def program(net: Network, sampling: Sampling, mesh: Mesh) -> tuple[Callable, Cal
     kv_shape = (net.config.layers, 0, slots, net.config.kv_heads, net.config.head_dim)
     kv: Any = SAMPLE.sharding(mesh, kv_shape, kv_axes, "key-value cache")
     whole: Any = replicated(mesh)
-    state_sh, cache_sh = State(whole, rows, rows, rows, rows), Cache(kv, kv, rows)
+    state_sh, cache_sh = State(whole, rows, rows, rows, rows, rows), Cache(kv, kv, rows)
 
-    def prefill(params, tokens, valid, keys):
-        logits, cache = net.prefill(params, tokens, valid, slots=slots, cache_dtype=sampling.cache_dtype)
-        token, tie = draw(logits, keys, jnp.int32(0), sampling)
+    def prefill(params, tokens, valid, keys, adapter, constraint):
+        logits, cache = net.prefill(
+            params, tokens, valid, slots=slots, cache_dtype=sampling.cache_dtype, adapter=adapter
+        )
+        at = None if constraint is None else jnp.full(tokens.shape[0], constraint.start, jnp.int32)
+        token, tie, at = draw_allowed(logits, keys, jnp.int32(0), sampling, constraint, at)
         drawn = jnp.full((tokens.shape[0], sampling.completion), sampling.pad, jnp.int32).at[:, 0].set(token)
-        return State(jnp.int32(1), token, token == sampling.end, tie, drawn), cache
+        return State(jnp.int32(1), token, _ended(token, sampling), tie, drawn, at), cache
 
-    def decode(params, state, cache, keys):
+    def decode(params, state, cache, keys, adapter, constraint):
         def going(carry: tuple[State, Cache]):
             return (carry[0].place < sampling.completion) & ~carry[0].done.all()
 
         def once(carry: tuple[State, Cache]):
             state, cache = carry
             slot = sampling.prompt + state.place - 1
-            logits, cache = net.step(params, state.token, slot, cache)
-            token, tie = draw(logits, keys, state.place, sampling)
+            logits, cache = net.step(params, state.token, slot, cache, adapter=adapter)
+            token, tie, at = draw_allowed(logits, keys, state.place, sampling, constraint, state.at)
             token = jnp.where(state.done, sampling.pad, token)
             drawn = jax.lax.dynamic_update_slice(state.drawn, token[:, None], (0, state.place))
             tie = state.tie | (tie & ~state.done)
-            return State(state.place + 1, token, state.done | (token == sampling.end), tie, drawn), cache
+            return State(state.place + 1, token, state.done | _ended(token, sampling), tie, drawn, at), cache
 
         state, cache = jax.lax.while_loop(going, once, (state, cache))
         return state.drawn, state.tie, cache  # the cache goes out so that its donated memory is reused
 
+    rest = (rows, whole, whole)  # keys; then what is small and whole on every device
+    prefill = jax.jit(prefill, in_shardings=(params_sh, rows, rows, *rest), out_shardings=(state_sh, cache_sh))
+    decode = jax.jit(decode, in_shardings=(params_sh, state_sh, cache_sh, *rest), donate_argnums=(2,))
+    # Jitted functions with shardings take no default for an argument.
     return (
-        jax.jit(prefill, in_shardings=(params_sh, rows, rows, rows), out_shardings=(state_sh, cache_sh)),
-        jax.jit(decode, in_shardings=(params_sh, state_sh, cache_sh, rows), donate_argnums=(2,)),
+        lambda params, tokens, valid, keys, adapter=None, constraint=None: prefill(
+            params, tokens, valid, keys, adapter, constraint
+        ),
+        lambda params, state, cache, keys, adapter=None, constraint=None: decode(
+            params, state, cache, keys, adapter, constraint
+        ),
         params_sh,
     )
+
+
+def _check(constraint: Constraint, sampling: Sampling, net: Network) -> None:
+    """Raise UsageError where a constraint and what it is used with do not belong together."""
+    if constraint.ends != tuple(sorted(set(sampling.ends))):
+        raise UsageError(
+            f"the constraint ends answers with tokens {list(constraint.ends)} and the sampling with"
+            f" {sorted(set(sampling.ends))}; give both the same"
+        )
+    if constraint.tokens[-1] >= net.config.vocab:
+        raise UsageError(
+            f"the constraint allows token {constraint.tokens[-1]} and the model's vocabulary has {net.config.vocab};"
+            " make the constraint from the tokenizer of this model"
+        )
+    if sampling.completion < constraint.distance[constraint.start]:
+        raise UsageError(
+            f"a completion of {sampling.completion} tokens is too short for the constraint, whose shortest answer has"
+            f" {constraint.distance[constraint.start]} with its end token; raise it"
+        )
 
 
 def sample(
@@ -162,18 +237,23 @@ def sample(
     mesh: Mesh,
     first: int = 0,
     batch: int = 2048,
+    adapter: Adapter | None = None,
+    constraint: Constraint | None = None,
 ) -> Drawn:
     """Answer prompts (left-padded to `sampling.prompt`), rows numbered from `first`.
 
     Args:
-        net: the network; `params`: its plain parameters (adapters merged).
+        net: the network; `params`: its plain parameters.
         prompts: token ids; `sampling.pad` marks the padding.
         sampling: how tokens are drawn. key: the node's sampling key. mesh: where it runs, rows over its batch axes.
         batch: rows at a time; it does not change the answers.
+        adapter: LoRA pairs that are not merged into `params`.
+        constraint: leaves only tokens with which an answer can end as the constraint wants it; it then does end, within
+            `sampling.completion` tokens.
 
     Raises:
-        UsageError: prompts of another length than the bucket, a bucket longer than the model's context, or a prompt
-            that ends in padding.
+        UsageError: prompts of another length than the bucket, a bucket longer than the model's context, a prompt that
+            ends in padding, or a constraint that does not fit the vocabulary, the end tokens or the room.
     """
     if prompts.shape[1] != sampling.prompt:
         raise UsageError(f"prompts have {prompts.shape[1]} tokens and the bucket is {sampling.prompt}; pad them to it")
@@ -185,10 +265,13 @@ def sample(
     if (prompts[:, -1] == sampling.pad).any():
         row = first + int((prompts[:, -1] == sampling.pad).argmax())
         raise UsageError(f"prompt {row} ends in padding (token {sampling.pad}); pad prompts on the left")
+    if constraint is not None:
+        _check(constraint, sampling, net)
     if not len(prompts):
         return Drawn(np.zeros((0, sampling.completion), np.int32), np.zeros(0, bool))
     prefill, decode, params_sh = program(net, sampling, mesh)
     params = jax.device_put(dict(params), params_sh)
+    adapter, constraint = jax.device_put((adapter, constraint), replicated(mesh))
     ways = mesh.shape["replica"] * mesh.shape["fsdp"]
     batch = max(ways, min(batch, len(prompts)) // ways * ways)
     outs = []
@@ -196,8 +279,8 @@ def sample(
         rows = np.arange(start, start + batch)
         block = prompts[np.minimum(rows, len(prompts) - 1)]  # the last block is filled up with its last row
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(first + rows))
-        state, cache = prefill(params, block, block != sampling.pad, keys)
-        drawn, tie, _ = decode(params, state, cache, keys)
+        state, cache = prefill(params, block, block != sampling.pad, keys, adapter, constraint)
+        drawn, tie, _ = decode(params, state, cache, keys, adapter, constraint)
         outs.append((start, drawn, tie))
     tokens = np.concatenate([np.asarray(drawn) for _, drawn, _ in outs])[: len(prompts)]
     near = np.concatenate([np.asarray(tie) for _, _, tie in outs])[: len(prompts)]
