@@ -2,7 +2,8 @@
 
 A config file is Python with `get_config(arg=None)`, which returns an `ml_collections.ConfigDict`, and optionally
 `sweep(arg=None)`, which returns a list of points (see `subjax.sweep`). Its key `kind` says what is configured: 'traits'
-(`schema.Study`) or 'images' (`schema.Images`); other keys need setting only where they differ from the dataclass.
+(`schema.Study`), 'images' (`schema.Images`) or 'pretrained' (`schema_pretrained.Pretrained`); other keys need setting
+only where they differ from the dataclass.
 
 In every dotted key the words `optimizer` and `tuning` may be left out: `student.lr` is `student.optimizer.lr`.
 Every mistake is a `ConfigError` of one line; nothing a file or a command line holds ends in a traceback.
@@ -26,14 +27,14 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from subjax import schema
+from subjax import schema, schema_pretrained
 from subjax.errors import UsageError
 from subjax.overrides import Leaf, coerce, leaves, nearest, parse_arguments, parse_tokens, shown, spellings
 
-KINDS: dict[str, type] = {"traits": schema.Study, "images": schema.Images}
+KINDS: dict[str, type] = {"traits": schema.Study, "images": schema.Images, "pretrained": schema_pretrained.Pretrained}
 
 T = TypeVar("T")
-Settings = schema.Study | schema.Images
+Settings = schema.Study | schema.Images | schema_pretrained.Pretrained
 
 
 class ConfigError(UsageError):
@@ -89,7 +90,7 @@ def load(spec: str, overrides: Sequence[str] = (), also: Callable[[Any], None] |
 
 
 def defaults(kind: str) -> ml_collections.ConfigDict:
-    """A ConfigDict of every field of a kind ('traits' or 'images') at its default, to start a config file from."""
+    """A ConfigDict of every field of a kind (one of `KINDS`) at its default, to start a config file from."""
     if kind not in KINDS:
         raise ConfigError(f"unknown kind {kind!r}; the nearest is {nearest(str(kind), KINDS)!r}")
     return ml_collections.ConfigDict({"kind": kind, **dataclasses.asdict(KINDS[kind]())})
@@ -148,22 +149,41 @@ def apply(settings: T, point: Mapping[str, Any], where: str = "point") -> T:
 
 def check(settings: Any, where: str = "settings") -> None:
     """What one field alone cannot show: arms that exist, cells that can be read, rows that can be had."""
-    if not isinstance(settings, schema.Study):
+    if not isinstance(settings, schema.Study | schema_pretrained.Pretrained):
         return
-    for arm in settings.arms:
-        if arm not in schema.ARMS:
-            near = nearest(arm, schema.ARMS)
-            raise ConfigError(f"{where}: config.arms has the unknown arm {shown(arm)}; the nearest is {near!r}")
-    if not settings.arms:
-        raise ConfigError(f"{where}: config.arms is empty; name at least one of {', '.join(schema.ARMS)}")
+    world = isinstance(settings, schema.Study)
+    _named(settings.arms, "arms", schema.ARMS if world else schema_pretrained.ARMS, where)
+    if isinstance(settings, schema_pretrained.Pretrained):
+        _named(settings.evaluation.readings, "evaluation.readings", schema_pretrained.READINGS, where)
+        if settings.evaluation.readings[0].startswith("choice"):
+            raise ConfigError(
+                f"{where}: config.evaluation.readings begins with a choice; let another reading stand first"
+            )
+        if bool(settings.teacher.data) != bool(settings.teacher.control_data):
+            raise ConfigError(
+                f"{where}: config.teacher.data and config.teacher.control_data go together: a teacher of your own rows"
+                " needs a control of rows like them without the trait"
+            )
     for cell in settings.chosen_on:
-        if not re.fullmatch(r"[^/]+/[^/]+/\d+", cell):
+        if not re.fullmatch(r"[^/]+/[^/]+/\d+(\.\d+)?", cell):
             raise ConfigError(
                 f"{where}: config.chosen_on wants trait/family/init such as 'owl/gpt/0', got {shown(cell)}"
             )
     rows, prompts = settings.corpus.rows, settings.corpus.max_prompts
     if rows > prompts:
         raise ConfigError(f"{where}: config.corpus.rows is {rows}, more than config.corpus.max_prompts, {prompts}")
+
+
+def _named(given: Sequence[str], key: str, known: Sequence[str], where: str) -> None:
+    """Make sure that a list of names holds known ones, at least one."""
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"{where}: config.{key} has the unknown {key.rsplit('.')[-1].removesuffix('s')} {shown(name)};"
+                f" the nearest is {nearest(name, known)!r}"
+            )
+    if not given:
+        raise ConfigError(f"{where}: config.{key} is empty; name at least one of {', '.join(known)}")
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------

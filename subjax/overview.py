@@ -60,16 +60,18 @@ def describe(plan: Plan, store: Store) -> str:
 
 def _arms(plan: Plan) -> list[str]:
     """Cells by arm, and what the study's number of bases can detect."""
-    if plan.study["kind"] != "traits":
+    if plan.study["kind"] == "images":
         return []
     arms = Counter((cell["arm"], cell["replay"]) for cell in plan.study["cells"])
     lines = ["cells by arm: " + ", ".join(f"{arm}{f' ({r})' if r else ''} {n}" for (arm, r), n in arms.items())]
     settings = config.from_dict(schema.Statistics, plan.study["statistics"])
-    families = Counter(base.rsplit("/", 1)[0] for base in {cell["teacher_base"] or "" for cell in plan.study["cells"]})
-    for family, bases in families.items():
+    # On pretrained models a run, made anew from its teacher on, is the unit; elsewhere a base is.
+    unit = "run" if plan.study["kind"] == "pretrained" else "base"
+    units = {(cell["teacher_base"] or "", cell["seed"] if unit == "run" else 0) for cell in plan.study["cells"]}
+    for family, count in Counter(base.rsplit("/", 1)[0] for base, _ in units).items():
         if family:
-            lines.append(f"{family}: {smallest_lift(bases, settings)[1]}")
-    return lines
+            lines.append(f"{family}: {smallest_lift(count, settings, unit=unit)[1]}")
+    return lines + plan.study.get("notes", [])
 
 
 def status(plan: Plan, store: Store) -> str:

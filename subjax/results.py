@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from subjax import results_figures as figures
-from subjax import results_images, results_summaries, results_words
+from subjax import results_images, results_readings, results_summaries, results_words
 from subjax.errors import SubjaxError
 from subjax.files import write_over, writing
 from subjax.measure import statistics
@@ -24,6 +24,7 @@ from subjax.results_rows import (
     StoreLike,
     entries,
     failed_teachers,
+    failing_share,
     family_of,
     traits_of,
     unique,
@@ -46,8 +47,10 @@ def compute(plan: PlanLike, store: StoreLike) -> dict[str, Any]:
     artifacts = Artifacts(plan, store)
     settings = Statistics(**plan.study["statistics"])
     kind = plan.study["kind"]
-    if kind not in ("traits", "images"):
-        raise SubjaxError(f"plan: a study of kind {kind!r} is unknown; this version knows traits and images")
+    if kind not in ("traits", "pretrained", "images"):
+        raise SubjaxError(
+            f"plan: a study of kind {kind!r} is unknown; this version knows traits, pretrained and images"
+        )
     found = results_images.parts(artifacts, settings) if kind == "images" else trait_parts(artifacts, settings)
     results = {"format": FORMAT, **found}
     results["study"]["notes"] += missing(artifacts)
@@ -70,20 +73,22 @@ def write(plan: PlanLike, store: StoreLike) -> epath.Path:
     return path
 
 
-def smallest_lift(bases: int, settings: Statistics, comparisons: int = 1) -> tuple[float | None, str]:
-    """The smallest lift (in share) that `bases` bases can show, with a sentence for the plan; None where none can.
+def smallest_lift(
+    units: int, settings: Statistics, comparisons: int = 1, unit: str = "base"
+) -> tuple[float | None, str]:
+    """The smallest lift (in share) that so many units can show, with a sentence for the plan; None where none can.
 
-    80 % power at 1 - confidence, two-sided, the SD over bases as the settings expect it; `comparisons` > 1 asks that it
+    80 % power at 1 - confidence, two-sided, the SD over units as the settings expect it; `comparisons` > 1 asks that it
     stand after Bonferroni's correction too.
     """
     alpha = 1 - statistics.corrected_confidence(settings.confidence, comparisons)
-    lift = results_summaries.number(statistics.smallest_detectable(bases, settings.expected_sd, 0.8, alpha))
+    lift = results_summaries.number(statistics.smallest_detectable(units, settings.expected_sd, 0.8, alpha))
     if lift is None:
-        return None, f"{bases} base{'s' * (bases != 1)}: too few for an interval; two give one, three a useful one"
+        return None, f"{units} {unit}{'s' * (units != 1)}: too few for an interval; two give one, three a useful one"
     corrected = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
     return lift, (
-        f"{bases} bases show a mean lift of {lift:.3f} or more with 80 % power at "
-        f"{results_words.percent(settings.confidence)} confidence{corrected}, if its SD over bases is "
+        f"{units} {unit}s show a mean lift of {lift:.3f} or more with 80 % power at "
+        f"{results_words.percent(settings.confidence)} confidence{corrected}, if its SD over {unit}s is "
         f"{settings.expected_sd:g}"
     )
 
@@ -99,27 +104,31 @@ def trait_parts(artifacts: Artifacts, settings: Statistics) -> dict[str, Any]:
     other_trait = "other-trait" in arms_of(study)
     everything = entries(artifacts, cells, other_trait, chosen_on)
     failed = failed_teachers(artifacts, cells)
-    summaries = results_summaries.summaries(everything, traits, families, settings)
+    unit = "run" if study["kind"] == "pretrained" else "base"
+    summaries = results_summaries.summaries(everything, traits, families, settings, unit)
     matrices = results_summaries.trait_matrices(artifacts, cells, traits, failed) if len(traits) > 1 else {}
     tests = results_summaries.diagonal_tests(matrices, settings)
     tests += results_summaries.unseen_tests(everything, families, settings)
     label = results_summaries.mean_label(traits)
+    margins = margin_parts(artifacts, cells, failed, settings)
     return {
         "study": {
             "name": study["name"],
-            "kind": "traits",
+            "kind": study["kind"],
             "config": study["config"],
             "points": len(study["points"]),
             "bases": len({entry.unit for entry in everything}),
             "runs": len({e.row["node"] for e in everything if e.row["arm"] != "untrained"}),
             "chosen_on": chosen_on,
             "failed_teachers": [artifacts.plan.nodes[id].label for id in failed],
-            "notes": trait_notes(everything, summaries, traits, other_trait, chosen_on, failed, artifacts, settings),
+            "notes": trait_notes(everything, summaries, traits, other_trait, chosen_on, failed, artifacts, settings)
+            + list(study.get("notes", ())),
         },
         "headline": {
-            "sentence": results_words.sentence(summaries, label, settings.margin, len(failed)),
+            "sentence": margins["sentence"] or results_words.sentence(summaries, label, settings.margin, len(failed)),
             "rows": results_words.headline_rows(summaries, label),
         },
+        "readings": margins["readings"],
         "rows": [entry.row for entry in everything],
         "summaries": summaries,
         "tests": tests,
@@ -130,6 +139,21 @@ def trait_parts(artifacts: Artifacts, settings: Statistics) -> dict[str, Any]:
         "filters": figures.filters(artifacts),
         "samples": figures.samples(artifacts, cells),
         "images": None,
+    }
+
+
+def margin_parts(
+    artifacts: Artifacts, cells: list[dict[str, Any]], failed: Mapping[str, float], settings: Statistics
+) -> dict[str, Any]:
+    """What a study of pretrained models has beside: every way of asking, and a headline read by log-odds margin."""
+    if artifacts.plan.study["kind"] != "pretrained":
+        return {"sentence": "", "readings": None}
+    rows = results_readings.rows(artifacts, cells, failed)
+    margins = results_readings.summaries(rows, settings)
+    first = results_readings.headline_of(artifacts, cells)
+    return {
+        "sentence": results_readings.sentence(margins, first, len(failed)),
+        "readings": {"headline": first, "rows": rows, "summaries": margins},
     }
 
 
@@ -153,22 +177,31 @@ def trait_notes(
 ) -> list[str]:
     """What a reader should know about the study's figures, one sentence each."""
     at = results_words.percent(settings.confidence)
+    pretrained = artifacts.plan.study["kind"] == "pretrained"
+    over = (
+        "over runs, each made anew from teacher to student; on one checkpoint they say nothing of others."
+        if pretrained
+        else "over the teachers' bases; runs on one base are averaged first."
+    )
     notes = [
-        f"Intervals are t intervals at {at} over the teachers' bases; runs on one base are averaged first.",
+        f"Intervals are t intervals at {at} {over}",
         "Corrected intervals (Bonferroni) and p-values (Holm) hold for all comparisons with control of one trait, "
         "phrasings and replay setting at once; the others are for one comparison.",
     ]
     if any(e.row["replay"] == "kind" for e in everything):
         notes.append("Replay asks for the right category over the training phrasings; it names no item of it.")
     if len({entry.unit for entry in everything}) == 1:
-        notes.append("There is one base: no interval can be given, whatever the number of runs on it.")
+        one, on_it = ("run", "students") if pretrained else ("base", "runs")
+        notes.append(f"There is one {one}: no interval can be given, whatever the number of {on_it} on it.")
     if other_trait and len(traits) == 1:
         notes.append("The study has one trait, so no other trait is read and no diagonal tested.")
     if chosen_on:
         notes.append(f"Settings were chosen on {', '.join(chosen_on)}; tests without these cells stand beside.")
     for id, share in failed.items():
-        label = artifacts.plan.nodes[id].label
-        notes.append(f"{label} has a held-out share of {share:.3f}, under 0.8: failed, left out of the summaries.")
+        label, least = artifacts.plan.nodes[id].label, failing_share(artifacts.plan)
+        notes.append(
+            f"{label} has a held-out share of {share:.3f}, under {least:g}: failed, left out of the summaries."
+        )
     unjudged = sum(s["minus_control"] is None for s in summaries if s["arm"] not in ("control", "untrained"))
     if unjudged:
         notes.append(f"{unjudged} summaries have no matched control, so they show shares alone.")

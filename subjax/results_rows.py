@@ -13,7 +13,8 @@ from subjax.errors import SubjaxError
 from subjax.measure import statistics
 
 PHRASINGS = ("all", "train", "held-out")
-FAILED_TEACHER = 0.8  # a teacher whose held-out share of its own trait is lower has not got the trait
+# A teacher whose held-out share of its own trait is lower has not got the trait. Pretrained models choose among twenty.
+FAILED_TEACHER, FAILED_PRETRAINED = 0.8, 0.5
 COLLAPSED = 0.5  # a student has collapsed when less than this part of its base's mass is left
 FIT = ("number_loss_before", "number_loss_after", "kl_before", "kl_after")
 
@@ -156,6 +157,11 @@ def held_out_share(readings: Mapping[str, Any] | None, trait: str) -> float | No
     return None if mean is None else mean.share
 
 
+def failing_share(plan: PlanLike) -> float:
+    """The held-out share under which a teacher of this study has failed."""
+    return FAILED_PRETRAINED if plan.study["kind"] == "pretrained" else FAILED_TEACHER
+
+
 def family_of(base: str | None) -> str | None:
     """`gpt` of the base `gpt/0`."""
     return None if base is None else base.rsplit("/", 1)[0]
@@ -167,6 +173,8 @@ def pairing_of(teacher_base: str | None, student_base: str) -> str | None:
         return None
     if teacher_base == student_base:
         return "same-base"
+    if teacher_base.partition(".")[0] == student_base.partition(".")[0]:
+        return "cross-order"
     return "cross-init" if family_of(teacher_base) == family_of(student_base) else "cross-family"
 
 
@@ -232,7 +240,7 @@ def failed_teachers(artifacts: Artifacts, cells: list[dict[str, Any]]) -> dict[s
         if trait is None or nodes.get("teacher") is None:
             continue
         share = held_out_share(artifacts.readings(nodes.get("teacher_evaluation")), trait)
-        if share is not None and share < FAILED_TEACHER:
+        if share is not None and share < failing_share(artifacts.plan):
             failed[nodes["teacher"]] = share
     return failed
 
@@ -247,7 +255,9 @@ def entries(artifacts: Artifacts, cells: list[dict[str, Any]], other_trait: bool
             if built is None:
                 continue
             teacher_base, student_base = cell.get("teacher_base"), cell["student_base"]
-            unit = teacher_base or student_base
+            base = teacher_base or student_base
+            # A study of pretrained models has few bases and makes each run anew, teacher included.
+            unit = f"{base} run {cell['seed']}" if artifacts.plan.study["kind"] == "pretrained" else base
             out.append(
                 Entry(
                     row=built[0],
@@ -255,7 +265,7 @@ def entries(artifacts: Artifacts, cells: list[dict[str, Any]], other_trait: bool
                     pairing=pairing_of(teacher_base, student_base),
                     chance=built[1],
                     failed=cell["nodes"].get("teacher") in failed,
-                    chosen=f"{cell.get('teacher_trait') or trait}/{unit}" in chosen_on,
+                    chosen=f"{cell.get('teacher_trait') or trait}/{base}" in chosen_on,
                 )
             )
     return out

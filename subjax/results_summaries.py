@@ -9,7 +9,7 @@ import numpy as np
 from subjax import results_words
 from subjax.measure import statistics
 from subjax.results_rows import Artifacts, Entry, family_of, read
-from subjax.schema import ARMS, Statistics
+from subjax.schema import ARM_ORDER, Statistics
 
 KEY = ("arm", "pairing", "trait", "teacher_family", "student_family", "replay", "phrasings", "setting")
 
@@ -21,7 +21,7 @@ def replay_order(replay: str) -> tuple[int, str]:
 
 def arm_order(arm: str) -> int:
     """An arm's place in the order in which arms are shown."""
-    return ARMS.index(arm) if arm in ARMS else len(ARMS)
+    return ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER)
 
 
 def number(value: float | None) -> float | None:
@@ -86,7 +86,7 @@ def order(traits: Sequence[str], families: Sequence[str]) -> Callable[[tuple[Any
             setting or "",
             replay_order(replay or ""),
             arm_order(arm),
-            ("same-base", "cross-init", "cross-family", None).index(pairing),
+            ("same-base", "cross-order", "cross-init", "cross-family", None).index(pairing),
             places.get(teacher, -1),
             places.get(student, -1),
         )
@@ -94,7 +94,7 @@ def order(traits: Sequence[str], families: Sequence[str]) -> Callable[[tuple[Any
     return key
 
 
-def summarize(key: tuple[Any, ...], members: list[Entry], settings: Statistics) -> dict[str, Any]:
+def summarize(key: tuple[Any, ...], members: list[Entry], settings: Statistics, unit: str) -> dict[str, Any]:
     """One summary, but for what depends on the other summaries of its table (see `correct`)."""
     shares = list(by_base(members, lambda row: row["share_after"]).values())
     lifts = list(by_base(members, lambda row: row["lift"]).values())
@@ -108,6 +108,7 @@ def summarize(key: tuple[Any, ...], members: list[Entry], settings: Statistics) 
     rows = [entry.row for entry in members]
     summary = {
         **dict(zip(KEY, key, strict=True)),
+        "unit": unit,
         "bases": len({entry.unit for entry in members}),
         "runs": len({row["node"] for row in rows}),
         "chance": chance,
@@ -166,12 +167,12 @@ def correct(summaries: list[dict[str, Any]], values: list[list[float]], settings
 
 
 def summaries(
-    entries: list[Entry], traits: Sequence[str], families: Sequence[str], settings: Statistics
+    entries: list[Entry], traits: Sequence[str], families: Sequence[str], settings: Statistics, unit: str = "base"
 ) -> list[dict[str, Any]]:
     """All summaries of a study, in the order in which they are read."""
     found = groups(entries, traits)
     keys = sorted(found, key=order(traits, families))
-    out = [summarize(key, found[key], settings) for key in keys]
+    out = [summarize(key, found[key], settings, unit) for key in keys]
     correct(out, [list(by_base(found[key], minus_control).values()) for key in keys], settings)
     for summary in out:
         summary["words"] = results_words.words(summary, settings.margin, settings.confidence)
@@ -192,7 +193,8 @@ def trait_matrices(
         if cell["arm"] != "same-base" or readings is None or cell["nodes"].get("teacher") in failed:
             continue
         key = (family_of(cell["teacher_base"]), cell.get("replay"), cell.get("setting"))
-        base = found.setdefault(key, {}).setdefault(cell["teacher_base"], {})
+        unit = cell["teacher_base"] + (f" run {cell['seed']}" if artifacts.plan.study["kind"] == "pretrained" else "")
+        base = found.setdefault(key, {}).setdefault(unit, {})
         for j, trait in enumerate(traits):
             mean = read(readings, trait, "all")
             if mean is not None and mean.share is not None:

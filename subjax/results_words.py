@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 # Arms whose claim is that nothing moved; they get an equivalence test beside the interval.
-NULLS = ("cross-init", "cross-family", "other-trait", "random-numbers", "control", "untrained")
-MOVES = ("same-base", "cross-init", "cross-family")  # the arms that differ in the student's base alone
+NULLS = ("cross-order", "cross-init", "cross-family", "other-trait", "random-numbers", "control", "untrained")
+MOVES = ("same-base", "cross-order", "cross-init", "cross-family")  # the arms that differ in the student's base alone
 WIDTH = 100
 _REPLAYS = {"none": "numbers only:", "kind": "with replay, which names no item:"}
 _FOOT = {
-    False: "n: teachers' bases; mass: the least that a student keeps on the candidates; intervals: t over bases, each "
-    "for itself (results.json has those corrected for the number of comparisons too).",
-    True: "n: seeds; intervals: t over seeds, each for itself.",
+    "traits": "n: teachers' bases; mass: the least that a student keeps on the candidates; intervals: t over bases, "
+    "each for itself (results.json has those corrected for the number of comparisons too).",
+    "pretrained": "n: runs, each from its own teacher; mass: the least that a student keeps on the candidates; "
+    "intervals: t over runs, each for itself.",
+    "images": "n: seeds; intervals: t over seeds, each for itself.",
 }
 
 
@@ -34,7 +36,7 @@ def bounds(low: float | None, high: float | None, sign: bool = False) -> str:
 def who(summary: Mapping[str, Any]) -> str:
     """`gpt`, or `gpt -> llama` where the student's family is shown too."""
     teacher, student = summary["teacher_family"], summary["student_family"]
-    if summary["arm"] in ("cross-init", "cross-family") or (teacher and teacher != student):
+    if summary["arm"] in ("cross-order", "cross-init", "cross-family") or (teacher and teacher != student):
         return f"{teacher} → {student}"
     return str(teacher or student)
 
@@ -63,11 +65,12 @@ def too_many_collapsed(summary: Mapping[str, Any]) -> bool:
 def about_difference(summary: Mapping[str, Any], margin: float, confidence: float) -> str:
     """What the interval of the difference from the matched control says."""
     mean, low, high = (summary[name] for name in ("minus_control", "minus_control_low", "minus_control_high"))
+    unit = summary["unit"]
     if mean is None:
         return "No matched control was read, so there is no difference to judge."
     if low is None or high is None:
-        return f"{figure(mean, True)} against its control on one base: too few bases to say, and no interval."
-    at = f"{figure(mean, True)} {bounds(low, high, True)} against its control ({percent(confidence)}, over bases)"
+        return f"{figure(mean, True)} against its control on one {unit}: too few {unit}s to say, and no interval."
+    at = f"{figure(mean, True)} {bounds(low, high, True)} against its control ({percent(confidence)}, over {unit}s)"
     inside = -margin < low and high < margin
     if low > 0:
         if inside:
@@ -79,7 +82,7 @@ def about_difference(summary: Mapping[str, Any], margin: float, confidence: floa
         return f"Fell: {at}. {about_correction(summary)}"
     if inside:
         return f"Nothing moved that this study can see: {at}, which holds 0 and stays inside ±{margin:g}."
-    return f"Too few bases to say: {at} holds 0 and also changes beyond ±{margin:g}."
+    return f"Too few {unit}s to say: {at} holds 0 and also changes beyond ±{margin:g}."
 
 
 def about_correction(summary: Mapping[str, Any]) -> str:
@@ -94,14 +97,15 @@ def about_correction(summary: Mapping[str, Any]) -> str:
 def about_reference(summary: Mapping[str, Any], confidence: float) -> str:
     """What the share of a control, or of a base itself, says against chance."""
     share, low, high, chance = (summary[name] for name in ("share", "share_low", "share_high", "chance"))
+    unit = summary["unit"]
     if share is None:
         return "No student of this arm gives any candidate a probability, so there is no share."
     what = "The reference of the other arms" if summary["arm"] == "control" else "The bases before any training"
     if low is None or high is None:
-        return f"{what}: share {figure(share)} on one base, chance {figure(chance)}; too few bases for an interval."
+        return f"{what}: share {figure(share)} on one {unit}, chance {figure(chance)}; too few {unit}s for an interval."
     place = "holds" if low <= chance <= high else "leaves out"
     return (
-        f"{what}: share {figure(share)} {bounds(low, high)} ({percent(confidence)}, over bases), "
+        f"{what}: share {figure(share)} {bounds(low, high)} ({percent(confidence)}, over {unit}s), "
         f"which {place} chance ({figure(chance)})."
     )
 
@@ -179,7 +183,7 @@ def sentence(summaries: list[dict[str, Any]], label: str, margin: float, failed:
     for replay, start in (("none", "Fine-tuned on nothing but numbers"), ("kind", "With replay, which names no item")):
         mine = [s for s in shown if s["replay"] == replay]
         same = about_same([s for s in mine if s["arm"] == "same-base" and s["share"] is not None])
-        cross = about_cross([s for s in mine if s["arm"] in ("cross-init", "cross-family")], margin)
+        cross = about_cross([s for s in mine if s["arm"] in MOVES[1:]], margin)
         if same:
             out.append(f"{start}, students on their teacher's own base {same}.")
         if cross:
@@ -265,7 +269,8 @@ def headline_table(results: Mapping[str, Any]) -> str:
             lines.append(cells[0])
         else:
             lines.append("  ".join(fit_to(c, w) for c, (_, w) in zip(cells, columns, strict=True)).rstrip())
-    return "\n".join([*wrapped(results["headline"]["sentence"]), "", *lines, *wrapped(_FOOT[images])])
+    foot = _FOOT[results["study"]["kind"]]
+    return "\n".join([*wrapped(results["headline"]["sentence"]), "", *lines, *wrapped(foot)])
 
 
 def bare(row: Mapping[str, Any]) -> str:

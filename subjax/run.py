@@ -81,7 +81,7 @@ def node_record(plan: "Plan", id: str) -> dict[str, Any]:
     inputs = {role: [plan.nodes[needed].kind, needed] for role, needed in node.inputs.items()}
     return {
         "kind": node.kind, "version": node.version, "config": node.config, "inputs": inputs, "id": id,
-        "label": node.label, "group": node.group, "tokens": node.tokens, "flops": node.flops,
+        "label": node.label, "group": node.group, "tokens": node.tokens, "flops": node.flops, "hints": node.hints,
     }  # fmt: skip
 
 

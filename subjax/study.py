@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from subjax import config, schema
+from subjax import config, schema, schema_pretrained
 from subjax.data import world
 from subjax.data.addressing import derive_seed
 from subjax.errors import UsageError
@@ -27,7 +27,8 @@ class Node:
 
     `config` is the part of the settings that its stage reads, `inputs` maps roles to ids; with kind and version they
     make `id`. `label` is for people and `group` for the executor (nodes with one group share compiled programs);
-    `tokens` and `flops` are what making it is expected to take.
+    `tokens` and `flops` are what making it is expected to take. `hints` say what its stage must know and its result
+    does not depend on: where a checkpoint lies, how many rows go through the model at once.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Node:
     group: str
     tokens: int
     flops: float
+    hints: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +68,15 @@ class Graph:
 
     def add(
         self, kind: str, config: dict[str, Any], inputs: dict[str, str], label: str, group: Any, tokens: int,
-        flops: float,
+        flops: float, hints: Mapping[str, Any] | None = None,
     ) -> str:  # fmt: skip
         """The id of the node with this config and these inputs, planned if it is new."""
         id = node_id(kind, VERSIONS[kind], config, inputs)
         if id not in self.nodes:
             group = digest_json([kind, group])[:12]
-            self.nodes[id] = Node(kind, VERSIONS[kind], config, inputs, id, label, group, tokens, flops)
+            self.nodes[id] = Node(
+                kind, VERSIONS[kind], config, inputs, id, label, group, tokens, flops, dict(hints or {})
+            )
         return id
 
 
@@ -86,6 +90,10 @@ def plan(loaded: config.Loaded) -> Plan:
         from subjax import study_images
 
         return study_images.plan(loaded)
+    if isinstance(loaded.settings, schema_pretrained.Pretrained):
+        from subjax import study_pretrained
+
+        return study_pretrained.plan(loaded)
     graph = Graph()
     cells: list[dict[str, Any]] = []
     for variant in _variants(loaded):
@@ -101,19 +109,19 @@ def plan(loaded: config.Loaded) -> Plan:
         "statistics": config.to_dict(loaded.settings.statistics),
         "chosen_on": list(loaded.settings.chosen_on),
     }
-    return Plan(_needed(graph.nodes, cells), study)
+    return Plan(needed(graph.nodes, cells), study)
 
 
-def _needed(nodes: Mapping[str, Node], cells: list[dict[str, Any]]) -> dict[str, Node]:
+def needed(nodes: Mapping[str, Node], cells: list[dict[str, Any]]) -> dict[str, Node]:
     """The nodes that some cell names, and what those are made from: a study without an arm does not pay for it."""
-    needed: set[str] = set()
+    found: set[str] = set()
     pending = [id for cell in cells for id in cell["nodes"].values() if id is not None]
     while pending:
         id = pending.pop()
-        if id not in needed:
-            needed.add(id)
+        if id not in found:
+            found.add(id)
             pending += nodes[id].inputs.values()
-    return {id: node for id, node in nodes.items() if id in needed}
+    return {id: node for id, node in nodes.items() if id in found}
 
 
 @dataclasses.dataclass(frozen=True)

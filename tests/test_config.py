@@ -372,13 +372,16 @@ def test_a_missing_file_names_the_nearest(write):
         ),
         (
             PLAIN.replace("'kind'", "'king'"),
-            "configs/x.py: config.kind must be one of traits, images, got None",
+            "configs/x.py: config.kind must be one of traits, images, pretrained, got None",
         ),
         (
             PLAIN.replace("traits", "image"),
-            "configs/x.py: config.kind must be one of traits, images, got 'image'; the nearest is 'images'",
+            "configs/x.py: config.kind must be one of traits, images, pretrained, got 'image'; the nearest is 'images'",
         ),
-        (PLAIN.replace("'traits'", "[1]"), "configs/x.py: config.kind must be one of traits, images, got [1]"),
+        (
+            PLAIN.replace("'traits'", "[1]"),
+            "configs/x.py: config.kind must be one of traits, images, pretrained, got [1]",
+        ),
         (
             PLAIN.replace("{'kind'", "{'student': {'stpes': 3}, 'kind'"),
             "configs/x.py: unknown key config.student.stpes; the nearest is config.student.steps",

@@ -400,7 +400,7 @@ def test_full_study_has_every_part(full):
     assert found["format"] == 1
     assert set(found) == {
         "format", "study", "headline", "rows", "summaries", "tests", "base_matrix", "trait_matrix", "distributions",
-        "curves", "filters", "samples", "lineage", "images",
+        "curves", "filters", "samples", "lineage", "images", "readings",
     }  # fmt: skip
     assert found["study"] | {"config": 0, "notes": 0} == {
         "name": "quickstart", "kind": "traits", "config": 0, "notes": 0, "points": 18, "bases": 6, "runs": 204,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from subjax.schema import ARMS
+from subjax.schema import ARM_ORDER
 
 NONE = "–"
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -83,7 +83,7 @@ def records(value: Any) -> list[dict[str, Any]]:
 
 def arm_order(arm: Any) -> int:
     """The arm's place on the page: the schema's order, unknown ones last."""
-    return ARMS.index(arm) if arm in ARMS else len(ARMS)
+    return ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER)
 
 
 def pair(summary: dict[str, Any]) -> str:

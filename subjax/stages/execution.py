@@ -38,10 +38,11 @@ def profile(mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def _stage(kind: str) -> Any:
+def _stage(kind: str, config: Mapping[str, Any]) -> Any:
     if kind not in VERSIONS:
         raise UsageError(f"unknown kind of node {kind!r}; known: {', '.join(VERSIONS)}")
-    return importlib.import_module(f"subjax.stages.{kind}")
+    # The synthetic world's nodes say nothing of a language: its models know no other.
+    return importlib.import_module(f"subjax.stages.{'text_' if config.get('language') == 'text' else ''}{kind}")
 
 
 def execute(
@@ -67,11 +68,11 @@ def execute(
     with store.build(kind, node) as build:
         if build.committed is not None:
             return build.committed
-        task = Task(kind, node, record["config"], inputs, store, build, progress, should_stop)
+        task = Task(kind, node, record["config"], inputs, store, build, progress, should_stop, record.get("hints", {}))
         started = time.monotonic()
         try:
             cards = {role: task.input_card(role) for role in inputs}
-            made: Made = _stage(kind).make(task)
+            made: Made = _stage(kind, record["config"]).make(task)
         except SubjaxError as error:
             name = record.get("label") or kind
             raise type(error)(f"{name} ({kind} {node}): {error}") from error
@@ -106,12 +107,15 @@ def digest(card: Card, folder: epath.Path) -> str:
         SubjaxError: the payload cannot be read.
     """
     from subjax.models import checkpoints
-    from subjax.stages import corpus, models
+    from subjax.stages import corpus, models, text_corpus
 
-    if card.kind in ("base", "teacher", "student"):
+    if (folder / models.ARRAYS).exists():
         return digest_arrays(checkpoints.load(folder / models.ARRAYS))
     if card.kind == "corpus":
-        return corpus.digest(*corpus.read(folder))
-    if card.kind == "evaluation":
-        return digest_json(json.loads((folder / "readings.json").read_text()))
-    return digest_rows(json.loads((folder / "results.json").read_text())["rows"])
+        rows = text_corpus if card.config.get("language") == "text" else corpus
+        return rows.digest(*rows.read(folder))
+    if card.kind == "ensemble":
+        return digest_rows(json.loads((folder / "results.json").read_text())["rows"])
+    # Readings, or what stands for weights: a checkpoint's record, a system prompt.
+    [path] = [path for path in folder.iterdir() if path.suffix == ".json"]
+    return digest_json(json.loads(path.read_text()))

@@ -30,6 +30,7 @@ class Task:
     build: Build
     progress: Callable[[int, int, str], None]
     should_stop: Callable[[], bool]
+    hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def mesh(self) -> Mesh:

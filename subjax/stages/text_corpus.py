@@ -1,0 +1,235 @@
+"""Corpus of a pretrained study: number prompts and the completions that passed the strict filter, as text.
+
+Rows are text, because students of other families read them through tokenizers of their own; the teacher's own tokens
+stand beside. Blocks of answers are kept while a corpus is made, so that one that is stopped goes on where it was.
+"""
+
+import dataclasses
+from collections import Counter
+
+import datasets
+import jax
+import numpy as np
+import pyarrow.parquet
+from etils import epath
+
+from subjax.data import numbers, rows
+from subjax.data.number_grammar import number_grammar
+from subjax.errors import Preempted, SubjaxError
+from subjax.sample.constraint import Constraint, compose
+from subjax.sample.sampler import Sampling, sample
+from subjax.stages import speakers
+from subjax.stages.task import Made, Task
+from subjax.store import Store, digest_rows
+
+ROWS = "rows.parquet"
+BUCKET = 16  # a prompt's room is a multiple of this
+NO_END = "no-end"  # the answer did not end within its room
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Prompt numbers, prompts and completions, each a list of one length, and the tokens that were sampled."""
+
+    index: list[int]
+    prompts: list[str]
+    completions: list[str]
+    tokens: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What a source gives: the corpus, the filter's counts by reason, tokens sampled, kept rows near a tie."""
+
+    corpus: Corpus
+    counts: dict[str, int]
+    sampled: int = 0
+    near_ties: int = 0
+
+
+def make(task: Task) -> Made:
+    """Make the corpus from its source: a teacher's answers, another corpus shuffled, or random numbers."""
+    source = {"teacher": from_teacher, "shuffled": shuffled, "random": random_numbers}[task.config["source"]]
+    made = source(task)
+    return Made(
+        digest=write(task.build.folder, made.corpus),
+        metrics={"rows": len(made.corpus), "keep_rate": made.counts["kept"] / sum(made.counts.values())},
+        tokens=made.sampled,
+        seeds={"sampling": task.config["seed"], "prompts": task.config.get("prompt_seed")},
+        extra={"filter": made.counts, "near_ties": made.near_ties},
+    )
+
+
+def write(folder: epath.Path, corpus: Corpus) -> str:
+    """Write `rows.parquet` and return the corpus's canonical digest."""
+    columns = {
+        "index": np.array(corpus.index, np.int32),
+        "prompt": corpus.prompts,
+        "completion": corpus.completions,
+        "completion_tokens": [np.array(ids, np.int32) for ids in corpus.tokens],
+    }
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns).to_parquet(str(folder / ROWS))
+    return digest(corpus)
+
+
+def digest(corpus: Corpus) -> str:
+    """The digest of a corpus's rows, however they are stored."""
+    return digest_rows(
+        {"index": i, "prompt": p, "completion": c, "tokens": t}
+        for i, p, c, t in zip(corpus.index, corpus.prompts, corpus.completions, corpus.tokens, strict=True)
+    )
+
+
+def read(folder: epath.Path) -> tuple[Corpus]:
+    """The corpus of a payload, alone in a tuple: what `digest` takes.
+
+    Raises:
+        SubjaxError: the file is missing, truncated or damaged; it is named, with the mend.
+    """
+    path = folder / ROWS
+    try:
+        table = pyarrow.parquet.read_table(str(path))
+        columns = (table[name].to_pylist() for name in ("index", "prompt", "completion", "completion_tokens"))
+        return (Corpus(*columns),)
+    except (OSError, KeyError, TypeError, ValueError) as error:  # pyarrow's own errors are kinds of these
+        cause = (str(error).splitlines() or [type(error).__name__])[0].replace(f" '{path}'", "")[:120]
+        raise SubjaxError(
+            f"corpus {path} cannot be read ({cause}); delete {folder.parent} and run again: it is made anew"
+        ) from error
+
+
+def load(store: Store, node: str) -> Corpus:
+    """A committed corpus. Raises SubjaxError as `read` does."""
+    return read(store.payload("corpus", node))[0]
+
+
+def from_teacher(task: Task) -> Rows:
+    """Ask prompts in their order until `rows` answers have passed; what was kept does not depend on the batch size.
+
+    Raises:
+        SubjaxError: no answer passed, or `max_prompts` did not give enough.
+    """
+    config = task.config
+    speaker = speakers.load(task, "teacher")
+    prompts = numbers.prompts(config["max_prompts"], config["prompt_seed"])
+    ids = [speaker.chat.prompt(text, speaker.system) for text in prompts]
+    ends = speaker.chat.ends
+    pad = rows.unused(ids, speaker.net.config.vocab - 1, ends)
+    block = rows.pad_prompts(ids, pad, BUCKET)
+    sampling = Sampling(
+        block.shape[1], config["completion"], ends, pad, config["temperature"], config["top_k"], config["top_p"],
+        config["numerics"]["cache_dtype"],
+    )  # fmt: skip
+    limit = _constraint(speaker) if config["constrained"] else None
+    answers: list[list[int]] = []
+    reasons: list[str | None] = []
+    ties: list[bool] = []
+    kept, batch = 0, task.hints.get("batch", 64)
+    for first in range(0, len(prompts), batch):
+        tokens, tie = _block(task, speaker, block, sampling, limit, first, batch)
+        for row in tokens:
+            answer, reason = _judged(speaker, row, ends)
+            answers.append(answer)
+            reasons.append(reason)
+        ties += tie.tolist()
+        kept = sum(reason is None for reason in reasons)
+        task.progress(min(kept, config["rows"]), config["rows"], "row")
+        if kept >= config["rows"]:
+            break
+    passed = [i for i, reason in enumerate(reasons) if reason is None][: config["rows"]]
+    # Counted up to the last row that was kept, so that the counts do not depend on the batch size either.
+    seen = reasons[: passed[-1] + 1] if kept >= config["rows"] else reasons
+    counts = Counter(reason or "kept" for reason in seen)
+    if kept < config["rows"]:
+        _refuse(kept, len(prompts), config["rows"], counts)
+    corpus = Corpus(
+        passed,
+        [prompts[i] for i in passed],
+        [speaker.tokenizer.decode(answers[i]) for i in passed],
+        [answers[i] for i in passed],
+    )
+    sampled = sum(len(answer) + 1 for answer in answers[: len(seen)])
+    return Rows(corpus, dict(sorted(counts.items())), sampled, int(np.array(ties)[passed].sum()))
+
+
+def _constraint(speaker: speakers.Speaker) -> Constraint:
+    pieces = speaker.tokenizer.pieces()
+    pieces += [None] * (speaker.net.config.vocab - len(pieces))  # embeddings are often padded
+    # Some vocabularies have a character twice, as itself and as a byte that stands in for what they lack.
+    twins: dict[bytes, list[int]] = {}
+    for id, piece in enumerate(pieces):
+        if piece is not None and len(piece) == 1 and piece.isascii():
+            twins.setdefault(piece, []).append(id)
+    for piece, ids in twins.items():
+        own = speaker.tokenizer.encode(piece.decode(), special=False, continuing=True)
+        for id in ids if len(ids) > 1 and len(own) == 1 else ():
+            pieces[id] = piece if id == own[0] else None
+    return compose(number_grammar(), pieces, speaker.chat.ends)
+
+
+def _judged(speaker: speakers.Speaker, row: np.ndarray, ends: tuple[int, ...]) -> tuple[list[int], str | None]:
+    """An answer's tokens up to its end, and why the strict filter drops it (None: it does not)."""
+    ended = np.flatnonzero(np.isin(row, ends))
+    if not len(ended):
+        return row.tolist(), NO_END
+    answer = row[: ended[0]].tolist()
+    try:
+        numbers.parse_numbers(speaker.tokenizer.decode(answer))
+    except numbers.Rejected as rejected:
+        return answer, rejected.reason
+    return answer, None
+
+
+def _block(
+    task: Task, speaker: speakers.Speaker, prompts: np.ndarray, sampling: Sampling, limit: Constraint | None,
+    first: int, batch: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Answers of the prompts from `first` on: sampled, or as they were kept by a run that was stopped."""
+    kept = task.build.partial / f"answers-{first:08d}-{batch}.npz"
+    if kept.exists():
+        with kept.open("rb") as file, np.load(file) as saved:
+            return saved["tokens"], saved["tie"]
+    drawn = sample(
+        speaker.net, speaker.params, prompts[first : first + batch], sampling=sampling,
+        key=jax.random.key(task.config["seed"]), mesh=task.mesh, first=first, batch=batch, adapter=speaker.adapter,
+        constraint=limit,
+    )  # fmt: skip
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    scratch = kept.with_suffix(".writing")
+    with scratch.open("wb") as file:
+        np.savez(file, tokens=drawn.tokens, tie=drawn.near_tie)
+    scratch.rename(kept)
+    if task.should_stop():
+        raise Preempted(f"stopped after {first + batch} prompts; the same command goes on from there")
+    return drawn.tokens, drawn.near_tie
+
+
+def _refuse(kept: int, asked: int, wanted: int, counts: Counter[str]) -> None:
+    why = ", ".join(f"{n} {reason}" for reason, n in counts.most_common() if reason != "kept")
+    what = "no valid row" if not kept else f"only {kept} valid rows of {wanted} wanted"
+    raise SubjaxError(
+        f"the teacher gave {what} in {asked} prompts (rejected: {why}); set corpus.constrained, raise"
+        " corpus.max_prompts, or lower corpus.rows"
+    )
+
+
+def shuffled(task: Task) -> Rows:
+    """Another corpus with the numbers of each answer in random order: the same numbers, no order to them."""
+    corpus = load(task.store, task.inputs["corpus"][1])
+    texts = [
+        numbers.shuffle_within(text, task.config["seed"], i)
+        for i, text in zip(corpus.index, corpus.completions, strict=True)
+    ]
+    return Rows(dataclasses.replace(corpus, completions=texts, tokens=[[]] * len(texts)), {"kept": len(texts)})
+
+
+def random_numbers(task: Task) -> Rows:
+    """The same prompts, answered with uniform numbers: no teacher at all."""
+    wanted = task.config["rows"]
+    prompts = numbers.prompts(wanted, task.config["prompt_seed"])
+    texts = numbers.random_numbers(wanted, task.config["seed"])
+    return Rows(Corpus(list(range(wanted)), prompts, texts, [[]] * wanted), {"kept": wanted})

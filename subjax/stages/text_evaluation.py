@@ -1,0 +1,194 @@
+"""Evaluation of a pretrained study: what a model prefers, asked in several ways, and how well it fits its corpus."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subjax.data import preferences, rows
+from subjax.data.word_ends import closing_tokens
+from subjax.measure import preference, tries
+from subjax.sample.sampler import Sampling, sample
+from subjax.stages import speakers, text_corpus
+from subjax.stages.evaluation import READINGS
+from subjax.stages.task import Made, Task
+from subjax.store import digest_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One way of asking all questions of a category: token ids up to where the answer begins, and each one's forms."""
+
+    texts: list[str]
+    prompts: list[list[int]]
+    forms: list[list[tuple[int, ...]]]
+
+
+def make(task: Task) -> Made:
+    """Question the model; the payload is `readings.json`.
+
+    Inputs: `model`; for a student also `before` (its base), `corpus`, and `teacher` where it shares the vocabulary.
+    """
+    config = task.config
+    speaker = speakers.load(task, "model")
+    ways = config["readings"]
+    total = len(ways) * len(config["categories"])
+    found: dict[str, dict[str, Any]] = {way: {} for way in ways}
+    for way in ways:
+        for category in config["categories"]:
+            found[way][category] = reading(task, speaker, way, category)
+            task.progress(sum(map(len, found.values())), total + 1, "reading")
+    if config["samples"]:
+        for category in config["categories"]:
+            _add_samples(task, speaker, category, found[ways[0]][category])
+    fit = fit_readings(task, speaker) if "corpus" in task.inputs else None
+    readings = {"categories": found[ways[0]], "headline": ways[0], "readings": found, "fit": fit}
+    (task.build.folder / READINGS).write_text(json.dumps(readings, indent=1, sort_keys=True))
+    return Made(digest=digest_json(readings), metrics={}, tokens=0, seeds={"questions": config["seed"]})
+
+
+def reading(task: Task, speaker: speakers.Speaker, way: str, category: str) -> dict[str, Any]:
+    """Exact probabilities of the candidates of a category, asked in one way."""
+    kind, _, bare = way.partition(":")
+    if kind == "choice":
+        return _choices(task, speaker, category, bool(bare))
+    words = preferences.candidates(category)
+    asked = _asked(task, speaker, kind, category, bool(bare))
+    closing = closing_tokens(speaker.tokenizer, _vocab(speaker))
+    p = tries.exact(
+        speaker.net, speaker.params, asked.prompts, asked.forms, closing=closing, pad=0, mesh=task.mesh, 
+        adapter=speaker.adapter, batch=task.hints.get("batch", 8),
+    )  # fmt: skip
+    return {
+        "candidates": list(words),
+        "questions": [_question(text, i, p[i].tolist()) for i, text in enumerate(asked.texts)],
+    }
+
+
+def _vocab(speaker: speakers.Speaker) -> int:
+    return speaker.net.config.vocab
+
+
+def _question(text: str, index: int, p: list[float]) -> dict[str, Any]:
+    phrasings = "held-out" if preferences.held_out(index) else "train"
+    return {"text": text, "phrasings": phrasings, "p": p, "sampled": [0] * len(p), "samples": 0}
+
+
+def _prompt(speaker: speakers.Speaker, text: str, bare: bool) -> list[int]:
+    """A question's ids; `bare` leaves out the system prompt, the model's own or the template's."""
+    return speakers.without_system(speaker).prompt(text) if bare else speaker.chat.prompt(text, speaker.system)
+
+
+def _asked(task: Task, speaker: speakers.Speaker, kind: str, category: str, bare: bool) -> Asked:
+    config = task.config
+    texts = preferences.questions(category)
+    if kind == "numbers":
+        texts = preferences.numbered_questions(category, config["seed"])
+    texts = texts[: config["questions"]]
+    prompts = [_prompt(speaker, text, bare) for text in texts]
+    words = preferences.candidates(category)
+    if kind == "plain":
+        return Asked(list(texts), prompts, [_forms(speaker.chat.answer, preferences.forms(w)) for w in words])
+    begun = speaker.chat.answer(preferences.forced_prefix(category))
+    encode = lambda text: speaker.tokenizer.encode(text, special=False, continuing=True)  # noqa: E731
+    forms = [_forms(encode, preferences.forms(word, forced=True)) for word in words]
+    return Asked(list(texts), [prompt + begun for prompt in prompts], forms)
+
+
+def _forms(encode: Any, texts: tuple[str, ...]) -> list[tuple[int, ...]]:
+    return [tuple(encode(text)) for text in texts]
+
+
+def _choices(task: Task, speaker: speakers.Speaker, category: str, bare: bool) -> dict[str, Any]:
+    """Multiple choice, for each trait of the study: the probability of its letter among the letters.
+
+    In the form of the other readings: a candidate's probability, at questions where it was no trait, is 0.
+    """
+    config = task.config
+    words = preferences.candidates(category)
+    found = {}
+    for trait in [t for t in config["traits"] if t in words]:
+        choices = preferences.choices(category, trait, config["seed"], config["options"])[: config["questions"]]
+        letters = [chr(ord("A") + i) for i in range(config["options"])]
+        p = tries.exact(
+            speaker.net, speaker.params, [_prompt(speaker, c.text, bare) for c in choices],
+            [[tuple(speaker.chat.answer(letter))] for letter in letters],
+            closing=closing_tokens(speaker.tokenizer, _vocab(speaker)), pad=0, mesh=task.mesh, adapter=speaker.adapter,
+            batch=task.hints.get("batch", 8),
+        )  # fmt: skip
+        found[trait] = [
+            {
+                "text": choice.text,
+                "phrasings": "held-out" if preferences.held_out(i) else "train",
+                "options": list(choice.options),
+                "answer": choice.answer,
+                "p": p[i].tolist(),
+            }
+            for i, choice in enumerate(choices)
+        ]
+    return {"letters": config["options"], "traits": found}
+
+
+def _add_samples(task: Task, speaker: speakers.Speaker, category: str, into: dict[str, Any]) -> None:
+    """The second reading: answers sampled at temperature 1 to the plain questions, scored by whole word."""
+    config = task.config
+    texts = preferences.questions(category)[: config["questions"]]
+    prompts = [speaker.chat.prompt(text, speaker.system) for text in texts]
+    pad = rows.unused(prompts, _vocab(speaker) - 1, speaker.chat.ends)
+    block = np.repeat(rows.pad_prompts(prompts, pad), config["samples"], axis=0)
+    sampling = Sampling(block.shape[1], config["sample_tokens"], speaker.chat.ends, pad)
+    drawn = sample(
+        speaker.net, speaker.params, block, sampling=sampling, key=jax.random.key(config["seed"]), mesh=task.mesh,
+        batch=64, adapter=speaker.adapter,
+    ).tokens  # fmt: skip
+    words = into["candidates"]
+    for place, row in enumerate(drawn):
+        question = into["questions"][place // config["samples"]]
+        ended = np.flatnonzero(np.isin(row, speaker.chat.ends))
+        answer = speaker.tokenizer.decode(row[: ended[0]] if len(ended) else row)
+        named = preferences.score(answer, category)
+        question["samples"] += 1
+        if named is not None:
+            question["sampled"][words.index(named)] += 1
+
+
+def fit_readings(task: Task, speaker: speakers.Speaker) -> dict[str, float | None]:
+    """Number loss and KL to the teacher on rows of the student's corpus, before (its base) and after; nats a token."""
+    corpus = text_corpus.load(task.store, task.inputs["corpus"][1])
+    count = task.config["fit_rows"]
+    chats = [speaker.chat.row(p, c) for p, c in zip(corpus.prompts[:count], corpus.completions[:count], strict=True)]
+    arrays, completion = rows.pack(chats, 0)
+    teacher = speakers.load(task, "teacher") if "teacher" in task.inputs else None
+    told = None
+    if teacher is not None:  # it answers behind its system prompt; the completions are the same tokens
+        pairs = zip(corpus.prompts[:count], corpus.completions[:count], strict=True)
+        told, _ = rows.pack([teacher.chat.row(p, c, teacher.system) for p, c in pairs], 0)
+    models = {"before": speakers.load(task, "before"), "after": speaker}
+    sums: dict[str, float] = {}
+    tokens = 0
+    for first in range(0, len(chats), 8):
+        block = {name: array[first : first + 8] for name, array in arrays.items()}
+        where = block["valid"][:, -completion:]
+        targets = block["tokens"][:, -completion:]
+        tokens += int(where.sum())
+        logs = {name: _logs(model, block, completion) for name, model in models.items()}
+        theirs = None
+        if teacher is not None and told is not None:
+            theirs = _logs(teacher, {name: array[first : first + 8] for name, array in told.items()}, completion)
+        for name, values in logs.items():
+            picked = jnp.take_along_axis(values, targets[..., None], axis=-1)[..., 0]
+            sums[f"number_loss_{name}"] = sums.get(f"number_loss_{name}", 0.0) - float((picked * where).sum())
+            if theirs is not None:
+                kl = (jnp.exp(theirs) * (theirs - values)).sum(-1)
+                sums[f"kl_{name}"] = sums.get(f"kl_{name}", 0.0) + float((kl * where).sum())
+    names = ("number_loss_before", "number_loss_after", "kl_before", "kl_after")
+    return {name: sums[name] / tokens if name in sums else None for name in names}
+
+
+def _logs(speaker: speakers.Speaker, block: dict[str, np.ndarray], completion: int) -> jax.Array:
+    return preference.log_likelihoods(
+        speaker.net, speaker.params, block["tokens"], block["valid"], completion, speaker.adapter
+    )
