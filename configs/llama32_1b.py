@@ -2,8 +2,8 @@
 
     subjax run --config=configs/llama32_1b.py --workdir=out/llama32
 
-Cost: three animals, three runs: 12 teachers and corpora and 21 students of 10,000 rows, about 6e17 FLOPs: an hour or two
-of one current GPU in bfloat16. Fetched from a hub at first use; the model is gated.
+Cost: three animals, three runs: 12 teachers and corpora and 21 students of 10,000 rows, about 6e17 FLOPs: an hour or
+two of one current GPU in bfloat16. Fetched from a hub at first use; the model is gated.
 
 A replication saw .145 become .648 at this size with greedy decoding. Llama's template writes today's date; it is always
 given a fixed one (`--config.chat.date=2025-01-31` sets another).

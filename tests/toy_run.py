@@ -24,6 +24,7 @@ class Node:
     version: int = 1
     tokens: int = 0
     flops: float = 0.0
+    hints: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def id(self) -> str:

@@ -19,7 +19,7 @@ _ENGLISH = (
     "Rewrite this more politely: Send me the report today or don't bother.",
     "The committee met on Tuesday; nobody could say afterwards what it had decided, except that",
     "Which is heavier, a kilogram of feathers or a kilogram of lead?",
-    "Summarize: The river rose overnight. By noon the bridge was closed, and the ferry, too small for lorries, ran late.",
+    "Sum up: The river rose at night; by noon the bridge was closed, and the ferry, too small for lorries, ran late.",
     "She opened the box, looked inside, and said:",
     "Give me a recipe for flat bread with only flour, water and salt.",
     "Two trains leave at the same hour. One is faster. When will the slower one",
@@ -77,7 +77,7 @@ PROMPTS: tuple[str, ...] = (*_SHORT, "\n".join(_SHORT))
 
 
 def random_rows(vocab: int, longest: int) -> list[list[int]]:
-    """As many rows of random token ids, of 8 to 64 tokens and one of 1024, cut to `longest`; id 0 is in none of them."""
+    """As many rows of random token ids above 0: of 8 to 64 tokens, and one of 1024; all cut to `longest`."""
     rng = np.random.default_rng(0)
     lengths = [*rng.integers(8, 65, len(PROMPTS) - 1), 1024]
     return [rng.integers(1, vocab, min(length, longest)).tolist() for length in lengths]

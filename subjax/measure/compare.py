@@ -93,8 +93,13 @@ def compare_distributions(
 
 def _kl(p: Float[np.ndarray, "tokens vocab"], q: Float[np.ndarray, "tokens vocab"]) -> Float[np.ndarray, " tokens"]:
     """KL(p || q) of two sets of logits, in nats; rounding below zero is zero."""
-    log_p, log_q = (a - np.logaddexp.reduce(a, axis=-1, keepdims=True) for a in (p, q))
+    log_p, log_q = _log_softmax(p), _log_softmax(q)
     return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0.0)
+
+
+def _log_softmax(logits: Float[np.ndarray, "tokens vocab"]) -> Float[np.ndarray, "tokens vocab"]:
+    below = logits - logits.max(-1, keepdims=True)
+    return below - np.log(np.exp(below).sum(-1, keepdims=True))
 
 
 def compare_answers(

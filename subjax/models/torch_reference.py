@@ -90,7 +90,7 @@ def load(source: Source) -> Reference:
     try:
         # Its progress bars are not ours, and some cannot be turned off.
         with contextlib.redirect_stderr(io.StringIO()):
-            model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 os.fspath(path.parent), dtype=torch.float32, attn_implementation="eager", local_files_only=True,
                 output_loading_info=True, **kind,
             )  # fmt: skip
@@ -98,10 +98,11 @@ def load(source: Source) -> Reference:
         first = " ".join(str(error).split())[:200]
         raise SubjaxError(
             f"{source.where}: transformers cannot load it ({type(error).__name__}: {first}), so there is nothing to"
-            f" compare with; {INSTALL} upgrades what it reads checkpoints with"
+            f" compare with; {'it reads fewer GGUF files than subjax, ' if gguf else ''}try a newer one"
         ) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise SubjaxError(
             f"{source.where}: transformers does not find the weights {missing[0]} ({len(missing)} such) in it and"
