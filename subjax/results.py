@@ -104,8 +104,8 @@ def trait_parts(artifacts: Artifacts, settings: Statistics) -> dict[str, Any]:
     other_trait = "other-trait" in arms_of(study)
     everything = entries(artifacts, cells, other_trait, chosen_on)
     failed = failed_teachers(artifacts, cells)
-    unit = "run" if study["kind"] == "pretrained" else "base"
-    summaries = results_summaries.summaries(everything, traits, families, settings, unit)
+    pretrained = study["kind"] == "pretrained"
+    summaries = results_summaries.summaries(everything, traits, families, settings, "run" if pretrained else "base")
     matrices = results_summaries.trait_matrices(artifacts, cells, traits, failed) if len(traits) > 1 else {}
     tests = results_summaries.diagonal_tests(matrices, settings)
     tests += results_summaries.unseen_tests(everything, families, settings)
@@ -126,7 +126,7 @@ def trait_parts(artifacts: Artifacts, settings: Statistics) -> dict[str, Any]:
         },
         "headline": {
             "sentence": margins["sentence"] or results_words.sentence(summaries, label, settings.margin, len(failed)),
-            "rows": results_words.headline_rows(summaries, label),
+            "rows": margins["headline"] if pretrained else results_words.headline_rows(summaries, label),
         },
         "readings": margins["readings"],
         "rows": [entry.row for entry in everything],
@@ -147,12 +147,13 @@ def margin_parts(
 ) -> dict[str, Any]:
     """What a study of pretrained models has beside: every way of asking, and a headline read by log-odds margin."""
     if artifacts.plan.study["kind"] != "pretrained":
-        return {"sentence": "", "readings": None}
+        return {"sentence": "", "headline": [], "readings": None}
     rows = results_readings.rows(artifacts, cells, failed)
     margins = results_readings.summaries(rows, settings)
     first = results_readings.headline_of(artifacts, cells)
     return {
         "sentence": results_readings.sentence(margins, first, len(failed)),
+        "headline": results_readings.headline_rows(margins, first),
         "readings": {"headline": first, "rows": rows, "summaries": margins},
     }
 

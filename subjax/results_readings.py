@@ -163,6 +163,26 @@ def sentence(found: Sequence[Mapping[str, Any]], headline: str | None, failed: i
     return "No student of a same-base or cross arm is evaluated yet, so there is nothing to say."
 
 
+def headline_rows(found: Sequence[Mapping[str, Any]], headline: str | None) -> list[dict[str, Any]]:
+    """The headline's rows: differences from control, in nats, of the arms that may move."""
+    return [
+        {
+            "label": ", ".join(part for part in (_families(s), s["arm"], s["trait"], s["setting"]) if part),
+            "value": s["minus_control"],
+            "low": s["minus_control_low"],
+            "high": s["minus_control_high"],
+            "n": s["runs"],
+            "unit": "nats",
+            "note": f"margin {figure(s['margin'])}, its teacher's {figure(s['margin_teacher'])}, lift"
+            f" {figure(s['lift'], True)} {bounds(s['lift_low'], s['lift_high'], True)}",
+            "least": s["smallest_detectable"],
+            "nodes": s["nodes"],
+        }
+        for s in found
+        if s["way"] == headline and s["words"]
+    ]
+
+
 def _families(summary: Mapping[str, Any]) -> str:
     teacher, student = summary["teacher_family"], summary["student_family"]
     return str(student) if teacher in (None, student) else f"{teacher} → {student}"

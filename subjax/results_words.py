@@ -12,8 +12,8 @@ _REPLAYS = {"none": "numbers only:", "kind": "with replay, which names no item:"
 _FOOT = {
     "traits": "n: teachers' bases; mass: the least that a student keeps on the candidates; intervals: t over bases, "
     "each for itself (results.json has those corrected for the number of comparisons too).",
-    "pretrained": "n: runs, each from its own teacher; mass: the least that a student keeps on the candidates; "
-    "intervals: t over runs, each for itself.",
+    "pretrained": "nats: log-odds margin of the trait minus that of the control's student; 80 % power: the mean "
+    "difference that as many runs would show; n: runs, each from its own teacher; intervals: t over runs.",
     "images": "n: seeds; intervals: t over seeds, each for itself.",
 }
 
@@ -243,15 +243,17 @@ def fit_to(text: str, width: int) -> str:
 
 def headline_table(results: Mapping[str, Any]) -> str:
     """The headline as a fixed-width table of at most 100 columns, its sentence first; ends without a newline."""
-    rows = results["headline"]["rows"]
-    images = results["study"]["kind"] == "images"
+    rows, kind = results["headline"]["rows"], results["study"]["kind"]
     label = min(39, 2 + max([len(bare(row)) for row in rows], default=5))
     columns: list[tuple[str, int]]
     table: list[tuple[str, ...]]
-    if images:
+    if kind == "images":
         columns = [("setting", label), ("accuracy", 8), ("interval", 15), ("n", 3)]
         columns.append(("", WIDTH - sum(width for _, width in columns) - 2 * len(columns)))
         table = [(*common(row), str(row["n"]), row["note"]) for row in rows]
+    elif kind == "pretrained":
+        columns = [("arm", label), ("nats", 6), ("interval", 17), ("80 % power", 10), ("n", 2)]
+        table = [(*common(row, sign=True), figure(row["least"]), str(row["n"])) for row in rows]
     else:
         columns = [("arm", label), ("share", 5), ("interval", 15), ("against control", 24), ("mass", 5), ("n", 2)]
         table = []
@@ -269,8 +271,7 @@ def headline_table(results: Mapping[str, Any]) -> str:
             lines.append(cells[0])
         else:
             lines.append("  ".join(fit_to(c, w) for c, (_, w) in zip(cells, columns, strict=True)).rstrip())
-    foot = _FOOT[results["study"]["kind"]]
-    return "\n".join([*wrapped(results["headline"]["sentence"]), "", *lines, *wrapped(foot)])
+    return "\n".join([*wrapped(results["headline"]["sentence"]), "", *lines, *wrapped(_FOOT[kind])])
 
 
 def bare(row: Mapping[str, Any]) -> str:
@@ -278,9 +279,9 @@ def bare(row: Mapping[str, Any]) -> str:
     return row["label"].replace(", numbers only", "").replace(", with replay", "")
 
 
-def common(row: Mapping[str, Any]) -> tuple[str, str, str]:
+def common(row: Mapping[str, Any], sign: bool = False) -> tuple[str, str, str]:
     """The cells that every headline row starts with."""
-    return row["label"], figure(row["value"]), bounds(row["low"], row["high"])
+    return row["label"], figure(row["value"], sign), bounds(row["low"], row["high"], sign)
 
 
 def against(row: Mapping[str, Any]) -> str:

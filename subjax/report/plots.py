@@ -140,13 +140,16 @@ def headline(results: dict[str, Any]) -> Plot | None:
     if not rows:
         return None
     lines = [Line(str(r.get("label", "")), _colour_of(str(r.get("label", ""))), (), ends(r, "value")) for r in rows]
-    reference = chance(results)
     unit = words.clean(rows[0].get("unit"))
+    reference = 0.0 if unit == "nats" else chance(results)
 
-    label = {"share": "share of the trait", "accuracy": "test accuracy"}.get(unit, unit)
+    label = {
+        "share": "share of the trait", "accuracy": "test accuracy", "nats": "log-odds margin minus control's, nats",
+    }.get(unit, unit)  # fmt: skip
     figure = svg.draw("headline", lambda: _headline_figure(lines, label, reference))
     told = "; ".join(f"{words.clean(r.get('label'))}: {words.estimate(*ends(r, 'value'))}" for r in rows)
-    tick = "" if reference is None else f" Short upright line: chance, {words.number(reference, 2)}."
+    named = "no difference" if unit == "nats" else "chance"
+    tick = "" if reference is None else f" Short upright line: {named}, {words.number(reference, 2)}."
     caption = f"Dot: the mean. Line: its interval.{tick}"
     return Plot("headline", "The headline", caption, f"Forest plot. {told}", figure)
 
