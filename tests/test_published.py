@@ -1,0 +1,68 @@
+"""The shipped configs of models too large to be had here: their real steps, compiled at full size with abstract weights."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from test_hf_families import PUBLISHED
+
+from subjax.models import adapters
+from subjax.models.hf_config import decoder_config_of
+from subjax.models.network import network
+from subjax.parallel.mesh import make_mesh
+from subjax.sample import sampler
+from subjax.schema import Optimizer, Tuning
+from subjax.schema_pretrained import Numerics
+from subjax.train.losses import NextToken
+from subjax.train.trainer import program
+
+BF16 = Numerics(dtype="bfloat16", weights_dtype="bfloat16", cache_dtype="bfloat16", matmul_precision="default")
+ROWS, PROMPT, COMPLETION = 66, 112, 48
+MODELS = {"pythia-160m": Numerics(), "Llama-3.2-1B": BF16, "gemma-3-4b": BF16, "Qwen2.5-7B": BF16}
+
+
+@functools.cache
+def net_of(name: str):
+    return network(decoder_config_of(PUBLISHED[name], numerics=MODELS[name]))
+
+
+def abstract(net, dtype):
+    return {n: jax.ShapeDtypeStruct(d.shape, jnp.dtype(dtype)) for n, d in net.declarations.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_the_students_step_compiles_at_full_size(name):
+    net, tuning = net_of(name), Tuning(kind="lora", rank=8)
+    optimizer = Optimizer(name="adamw", lr=2e-4, schedule="linear", warmup=5)
+    made = program(net, tuning, optimizer, 10, (("numbers", 1.0, NextToken(COMPLETION)),), make_mesh())
+    tuned = {n: jax.ShapeDtypeStruct(shape, jnp.float32) for n, (shape, _) in adapters.tuned_axes(net, tuning).items()}
+    state = jax.eval_shape(made.start, tuned)
+    rows = {
+        "tokens": jax.ShapeDtypeStruct((1, ROWS, PROMPT + COMPLETION), jnp.int32),
+        "valid": jax.ShapeDtypeStruct((1, ROWS, PROMPT + COMPLETION), bool),
+    }
+    compiled = made.take.lower(tuned, state, abstract(net, MODELS[name].weights_dtype), {"numbers": rows}).compile()
+    held = compiled.memory_analysis().argument_size_in_bytes
+    width = jnp.dtype(MODELS[name].weights_dtype).itemsize
+    assert held == pytest.approx(net.parameters * width, rel=0.03)  # the rest: adapters, Adam's moments, a batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_the_sampler_compiles_at_full_size(name):
+    net = net_of(name)
+    settings = sampler.Sampling(PROMPT, COMPLETION, (2,), 0, cache_dtype=MODELS[name].cache_dtype)
+    params = abstract(net, MODELS[name].weights_dtype)
+    prefill, decode, _ = sampler.program(net, settings, make_mesh())
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), ROWS))
+    prompts = jax.ShapeDtypeStruct((ROWS, PROMPT), jnp.int32), jax.ShapeDtypeStruct((ROWS, PROMPT), bool)
+    state, cache = jax.eval_shape(prefill, params, *prompts, keys)
+    drawn, near, _ = jax.eval_shape(decode, params, state, cache, keys)
+    assert drawn.shape == (ROWS, COMPLETION)
+    assert near.shape == (ROWS,)
+    config = net.config
+    slots = config.layers * ROWS * (PROMPT + COMPLETION) * config.kv_heads * config.head_dim
+    assert cache.k.size == cache.v.size == slots
+    jax.jit(lambda *given: decode(*given)[:2]).lower(params, state, cache, keys).compile()
