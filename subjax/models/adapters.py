@@ -68,7 +68,9 @@ def init_tuned(net: Network, tuning: Tuning, base: Mapping[str, jax.Array], key:
     Each A is drawn from (key, its name), uniform in ±1/sqrt(inputs), as the reference implementation's is.
     """
     if tuning.kind != "lora":
-        return {name: base[name] for name in tuned_axes(net, tuning)}
+        # What is trained is float32, whatever a checkpoint's weights are held in: small steps vanish in bfloat16.
+        start = {name: base[name] for name in tuned_axes(net, tuning)}
+        return {name: v if v.dtype == jnp.float32 else v.astype(jnp.float32) for name, v in start.items()}
     out: Params = {}
     for name, (shape, _) in tuned_axes(net, tuning).items():
         if name.endswith("/b"):

@@ -326,7 +326,9 @@ def _write_safetensors(path: epath.Path, weights: Mapping[str, Weight]) -> None:
     """Write tensors one by one; the format is explained in `subjax.models.safetensors_folder`."""
     # Wide dtypes first, and the header filled up to a multiple of eight: every tensor is then aligned.
     order = sorted(weights, key=lambda name: -DTYPES[weights[name].dtype][0].itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers reads no file without it
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt"}
+    }  # older versions of transformers read no file without it
     begin = 0
     for name in order:
         end = begin + weights[name].size

@@ -1,6 +1,8 @@
 """A checkpoint as transformers and torch compute it: the independent reference that `subjax check` compares with."""
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import io
 import os
 from typing import Any
@@ -11,23 +13,19 @@ from jaxtyping import Bool, Float, Int
 from subjax.errors import SubjaxError, UsageError
 from subjax.models.source import Source
 
-INSTALL = "pip install 'subjax[torch-check]'"
+_INSTALL = "pip install 'subjax[torch-check]'"
 
 
 def versions() -> str:
-    """The reference by name: "transformers 5.0.0, torch 2.9.0".
+    """The reference by name: "transformers 5.0.0, torch 2.9.0". Imports neither, which takes seconds.
 
     Raises:
         UsageError: one of the two is not installed.
     """
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise UsageError(
-            f"check compares with transformers and torch, and {error.name or 'one of them'} is not installed: {INSTALL}"
-        ) from error
-    return f"transformers {transformers.__version__}, torch {torch.__version__}"
+    for name in ("transformers", "torch"):
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"check compares with transformers and torch, and {name} is not installed: {_INSTALL}")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "torch"))
 
 
 class Reference:
@@ -35,6 +33,11 @@ class Reference:
 
     def __init__(self, model: Any):
         self._model = model
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The architecture as transformers reads it, in the form of config.json."""
+        return self._model.config.to_dict()
 
     def logits(self, tokens: list[int], keep: int) -> Float[np.ndarray, "keep vocab"]:
         """Logits at the last `keep` tokens of one text, without padding or cache; at all of a shorter one."""

@@ -107,7 +107,7 @@ def digest(card: Card, folder: epath.Path) -> str:
         SubjaxError: the payload cannot be read.
     """
     from subjax.models import checkpoints
-    from subjax.stages import corpus, models, text_corpus
+    from subjax.stages import corpus, models, text_base, text_corpus
 
     if (folder / models.ARRAYS).exists():
         return digest_arrays(checkpoints.load(folder / models.ARRAYS))
@@ -118,4 +118,5 @@ def digest(card: Card, folder: epath.Path) -> str:
         return digest_rows(json.loads((folder / "results.json").read_text())["rows"])
     # Readings, or what stands for weights: a checkpoint's record, a system prompt.
     [path] = [path for path in folder.iterdir() if path.suffix == ".json"]
-    return digest_json(json.loads(path.read_text()))
+    record = json.loads(path.read_text())
+    return text_base.digest(record) if card.kind == "base" else digest_json(record)

@@ -1,6 +1,8 @@
 """Base of a pretrained study: a checkpoint, checked and recorded; its weights stay where they lie."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from subjax.cards import digest_json
 from subjax.data.tokenizer import load_tokenizer, require_fits
@@ -24,14 +26,14 @@ def make(task: Task) -> Made:
     """
     where = task.hints["source"]
     source = opened(where)
-    digest = task.config["checkpoint"]
-    if content_digest(source)[: len(digest)] != digest:
+    planned = task.config["checkpoint"]
+    if content_digest(source)[: len(planned)] != planned:
         raise SubjaxError(f"checkpoint {where} has changed since it was planned; plan again")
     net = network(decoder_config_of(source.config, numerics=Numerics(), where=where))
     weights.check(source, net)
     tokenizer = load_tokenizer(source)
     require_fits(tokenizer, net.config.vocab, where)
-    chat = chat_of(where, digest, task.config["chat"])
+    chat = chat_of(where, planned, task.config["chat"])
     record = {
         "source": where,
         "revision": source.revision,
@@ -45,8 +47,13 @@ def make(task: Task) -> Made:
     }
     (task.build.folder / CHECKPOINT).write_text(json.dumps(record, indent=1, sort_keys=True))
     return Made(
-        digest=digest_json(record),
+        digest=digest(record),
         metrics={"parameters": net.parameters, "vocabulary": tokenizer.size},
         tokens=0,
         extra={"source": where, "revision": source.revision, "template": record["template"]},
     )
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """The digest of a checkpoint's record. Where the checkpoint lies is left out: a copy elsewhere is the same base."""
+    return digest_json({name: value for name, value in record.items() if name != "source"})

@@ -160,12 +160,12 @@ def fit_readings(task: Task, speaker: speakers.Speaker) -> dict[str, float | Non
     corpus = text_corpus.load(task.store, task.inputs["corpus"][1])
     count = task.config["fit_rows"]
     chats = [speaker.chat.row(p, c) for p, c in zip(corpus.prompts[:count], corpus.completions[:count], strict=True)]
-    arrays, completion = rows.pack(chats, 0)
+    arrays, completion = rows.pack(chats, 0, speaker.net.config.length)
     teacher = speakers.load(task, "teacher") if "teacher" in task.inputs else None
     told = None
     if teacher is not None:  # it answers behind its system prompt; the completions are the same tokens
         pairs = zip(corpus.prompts[:count], corpus.completions[:count], strict=True)
-        told, _ = rows.pack([teacher.chat.row(p, c, teacher.system) for p, c in pairs], 0)
+        told, _ = rows.pack([teacher.chat.row(p, c, teacher.system) for p, c in pairs], 0, teacher.net.config.length)
     models = {"before": speakers.load(task, "before"), "after": speaker}
     sums: dict[str, float] = {}
     tokens = 0

@@ -25,7 +25,7 @@ def make(task: Task) -> Made:
     speaker = speakers.load(task, "base")
     corpus = text_corpus.load(task.store, task.inputs["corpus"][1])
     chats = [speaker.chat.row(p, c) for p, c in zip(corpus.prompts, corpus.completions, strict=True)]
-    arrays, completion = rows.pack(chats, 0)
+    arrays, completion = rows.pack(chats, 0, speaker.net.config.length)
     stream = packing.in_memory(arrays, seed=config["order_seed"], batch=config["batch"])
     fitted = fit(
         speaker.net,

@@ -1,16 +1,19 @@
 """Teacher of a pretrained study: a trait by fine-tuning, system prompt or steering vector; or none, the control."""
 
+import functools
 import json
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from subjax.cards import digest_json
 from subjax.config import from_dict
 from subjax.data import packing, preferences, rows, trait_rows
-from subjax.errors import UsageError
+from subjax.errors import SubjaxError, UsageError
+from subjax.files import sha256_file
 from subjax.models import checkpoints
 from subjax.models.network import Network
 from subjax.schema import Optimizer, Tuning
@@ -35,7 +38,7 @@ def fine_tuned(task: Task) -> Made:
     config = task.config
     speaker = speakers.load(task, "base")
     chats = [speaker.chat.row(row.user, row.answer) for row in chat_rows(task)]
-    arrays, completion = rows.pack(chats, 0)
+    arrays, completion = rows.pack(chats, 0, speaker.net.config.length)
     stream = packing.in_memory(arrays, seed=config["seed"], batch=config["batch"])
     fitted = fit(
         speaker.net,
@@ -62,10 +65,16 @@ def chat_rows(task: Task) -> list[trait_rows.Row]:
 
     Raises:
         UsageError: the user's data set cannot be read.
+        SubjaxError: it is not what it was when the study was planned.
     """
     config = task.config
     source = task.hints.get("data")
     if source:
+        file = epath.Path(source).expanduser()
+        if file.is_file() and sha256_file(file) != config["data"]:
+            raise SubjaxError(
+                f"data set {source} has changed since it was planned; put the old one back, or plan again"
+            )
         return trait_rows.rows_from_dataset(source, config["split"], config["user_column"], config["answer_column"])
     return trait_rows.trait_rows(
         config["trait"], config["category"], config["rows"], config["seed"], config["trait_fraction"]
@@ -140,5 +149,6 @@ def _mean(task: Task, speaker: speakers.Speaker, prompts: list[list[int]]) -> np
     return total / len(tokens)
 
 
+@functools.lru_cache(maxsize=8)
 def _reader(net: Network):
     return jax.jit(net.residuals)
