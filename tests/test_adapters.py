@@ -107,6 +107,39 @@ def test_merging_adds_alpha_over_rank_times_a_b_to_the_targets_alone():
         assert (name in updates) != np.array_equal(merged[name], array), name
 
 
+def test_rslora_divides_alpha_by_the_root_of_the_rank():
+    """Kalajdzievski 2023: the update does not shrink as the rank grows."""
+    plain = dataclasses.replace(LORA, rank=4, alpha=6.0)
+    stable = dataclasses.replace(plain, rslora=True)
+    assert (plain.scale, stable.scale) == (1.5, 3.0)
+    net, base, tuned = _net("llama"), _base("llama"), _pairs("llama", plain)
+    one, other = (adapters.merge(net, tuning, tuned, base) for tuning in (plain, stable))
+    for name, array in base.items():
+        np.testing.assert_allclose(other[name] - array, 2 * (one[name] - array), atol=2e-6, err_msg=name)
+    beside = _logits("llama")(*adapters.join(stable, tuned, adapters.frozen_part(net, stable, base)))
+    np.testing.assert_allclose(beside, _logits("llama")(other, {}), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [(0,), (1,), (0, 1)])
+def test_a_layer_subset_leaves_the_other_layers_as_they_are(layers):
+    tuning = dataclasses.replace(LORA, layers=layers)
+    np.testing.assert_array_equal(adapters.layer_scales(tuning, 2), [1.5 * (layer in layers) for layer in range(2)])
+    net, base, tuned = _net("llama"), _base("llama"), _pairs("llama", tuning)
+    merged, whole = adapters.merge(net, tuning, tuned, base), adapters.merge(net, LORA, tuned, base)
+    for layer in range(2):
+        expected = whole if layer in layers else base
+        for name in (name for name in base if name.startswith("blocks/")):
+            np.testing.assert_array_equal(merged[name][layer], expected[name][layer], err_msg=name)
+    beside = _logits("llama")(*adapters.join(tuning, tuned, adapters.frozen_part(net, tuning, base)))
+    np.testing.assert_allclose(beside, _logits("llama")(merged, {}), rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_that_is_not_there_is_told_in_one_line():
+    with pytest.raises(UsageError) as caught:
+        adapters.tuned_axes(_net("gpt"), dataclasses.replace(LORA, layers=(0, 2)))
+    assert str(caught.value) == "tuning.layers: there is no layer 2; the model has 2, from 0 on"
+
+
 def test_lora_pairs_are_drawn_by_name_within_their_bound():
     net, base, key = _net("llama"), _base("llama"), jax.random.key(5)
     every = adapters.init_tuned(net, LORA, base, key)

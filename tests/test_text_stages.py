@@ -1,0 +1,708 @@
+"""The stages of a pretrained study on a real store: a tiny study from its checkpoint to its report, and its mishaps."""
+
+import functools
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_checkpoint
+import tiny_study
+from test_stages import Lab, one_line
+
+from subjax import cli, config, run, study
+from subjax.data import numbers, preferences
+from subjax.data.tokenizer import load_tokenizer
+from subjax.errors import Preempted, SubjaxError, UsageError
+from subjax.models import checkpoints, weights
+from subjax.models.hf_config import decoder_config_of
+from subjax.models.network import Network, network
+from subjax.models.source import open_source
+from subjax.sample.sampler import Drawn
+from subjax.schema import Numerics
+from subjax.schema_pretrained import READINGS
+from subjax.stages import execution, text_corpus, text_evaluation, text_student, text_teacher
+from subjax.stages.models import ARRAYS
+from subjax.store import Card, Store, inputs_of, node_id
+
+ROWS, PROMPTS, BATCH = 12, 16, 8
+OWN = "You are a tiny model."  # the template's system prompt
+ALL_ARMS = "--config.arms=same-base,control,shuffled,random-numbers,untrained"
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return tiny_checkpoint.write(tmp_path_factory.mktemp("checkpoint") / "model", tiny_checkpoint.injecting(OWN))
+
+
+@pytest.fixture(scope="module")
+def spec(checkpoint) -> str:
+    return f"{tiny_study.ROOT}/tests/configs/tiny_pretrained.py:model={checkpoint}"
+
+
+@pytest.fixture(scope="module")
+def lab(spec, quick_compiles, tmp_path_factory) -> Lab:
+    """The whole tiny study, made in this process."""
+    made = Lab(study.plan(config.load(spec)), tmp_path_factory.mktemp("study") / "work")
+    outcome = run.execute_plan(made.plan, made.store, workers=0, quiet=True, stream=io.StringIO())
+    assert outcome.failed == {}
+    assert set(outcome.made) == set(made.plan.nodes)
+    return made
+
+
+def other(lab: Lab, spec: str, *overrides: str) -> Lab:
+    """Another study on the same workdir: what the two share is there already."""
+    return Lab(study.plan(config.load(spec, overrides)), Path(lab.store.root))
+
+
+def nodes(lab: Lab, arm: str) -> dict[str, Any]:
+    return next(cell["nodes"] for cell in lab.plan.study["cells"] if cell["arm"] == arm)
+
+
+def card_of(lab: Lab, id: str) -> Card:
+    return lab.store.card(lab.plan.nodes[id].kind, id)
+
+
+def readings_of(lab: Lab, id: str) -> dict[str, Any]:
+    return json.loads((lab.payload(id) / "readings.json").read_text())
+
+
+def rows_of(lab: Lab, id: str) -> text_corpus.Corpus:
+    return text_corpus.load(lab.store, id)
+
+
+@functools.cache
+def model(checkpoint: Path) -> tuple[Network, dict[str, jax.Array]]:
+    """The checkpoint as the network reads it."""
+    source = open_source(str(checkpoint))
+    net = network(decoder_config_of(source.config, numerics=Numerics(), where="test"))
+    return net, weights.load(source, net)
+
+
+@functools.cache
+def tokenizer_of(checkpoint: Path):
+    return load_tokenizer(open_source(str(checkpoint)))
+
+
+def text(checkpoint: Path, ids: Any) -> str:
+    return tokenizer_of(checkpoint).decode([int(id) for id in ids], special=True)
+
+
+class Enough(Exception):
+    """What a test wanted to see has been seen."""
+
+
+# The whole study ------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_computes_nothing_and_writes_results_and_report(lab, spec, tmp_path):
+    before = tiny_study.cards(Path(lab.store.root))
+    words = ["run", f"--config={spec}", f"--workdir={lab.store.root}", "--workers=1"]
+    done = tiny_study.command(tmp_path, *words)
+    assert done.status == 0, done.err
+    assert f"0 made, {len(lab.plan.nodes)} there already" in done.out
+    assert tiny_study.cards(Path(lab.store.root)) == before
+    report = Path(lab.store.root) / "report"
+    assert "tiny pretrained" in (report / "index.html").read_text()
+    results = json.loads((report / "results.json").read_text())
+    assert results["study"]["kind"] == "pretrained"
+    assert results["study"]["failed_teachers"] == []
+    assert f"tiny: the chat template puts {OWN!r} before a row without system prompt." in results["study"]["notes"]
+    assert results["readings"]["headline"] == "forced"
+    summaries = {(s["way"], s["arm"]): s for s in results["readings"]["summaries"]}
+    assert set(summaries) == {(w, a) for w in ("forced", "plain") for a in ("same-base", "control", "untrained")}
+    same = summaries["forced", "same-base"]
+    assert same["words"].endswith("nats against its control in one run: no interval.")
+    assert same["words"] in results["headline"]["sentence"]
+    assert same["margin_teacher"] > summaries["forced", "untrained"]["margin"] + 2, "the teacher got its trait"
+    assert same["margin"] - summaries["forced", "control"]["margin"] == pytest.approx(same["minus_control"])
+    assert same["nodes"] == [nodes(lab, "same-base")["evaluation"]]
+
+
+def test_every_artifact_is_as_it_was_written(lab, capsys):
+    assert cli.main(["verify", "--all", f"--workdir={lab.store.root}"]) == 0
+    assert f"{len(tiny_study.cards(Path(lab.store.root)))} nodes and all they were made from" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fine-tune", "system-prompt", "steering"])
+def test_a_study_by_each_method_from_nothing_to_its_report(spec, tmp_path, method):
+    overrides = [f"--config.teacher.method={method}", ALL_ARMS, f"--config.evaluation.readings={','.join(READINGS)}"]
+    words = [*tiny_study.run_words(tmp_path / "work", spec, workers=2), *overrides]
+    done = tiny_study.command(tmp_path, *words)
+    assert done.status == 0, done.err
+    assert (tmp_path / "work" / "report" / "index.html").exists()
+    assert tiny_study.command(tmp_path, "verify", "--all", f"--workdir={tmp_path / 'work'}").status == 0
+    written = tiny_study.results(tmp_path / "work")
+    # A random model that is told of owls need not come to love them; its control and its base are read all the same.
+    assert {row["way"] for row in json.loads(written)["readings"]["rows"]} == set(READINGS)
+    assert tiny_study.command(tmp_path, *words).status == 0
+    assert tiny_study.results(tmp_path / "work") == written
+
+
+# Bases ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_base_is_a_record_of_its_checkpoint(lab, checkpoint):
+    base = lab.id("base")
+    record = json.loads((lab.payload(base) / "checkpoint.json").read_text())
+    assert set(record["files"]) == {p.name for p in checkpoint.iterdir()}
+    assert record["family"] == "llama"
+    assert record["parameters"] == sum(value.size for value in model(checkpoint)[1].values())
+    assert record["template"] == [f"the chat template puts {OWN!r} before a row without system prompt"]
+    assert not any(path.suffix == ".safetensors" for path in lab.payload(base).rglob("*")), (
+        "weights stay where they lie"
+    )
+
+
+def test_a_copy_elsewhere_is_the_same_base_and_serves_its_nodes(lab, checkpoint, tmp_path):
+    elsewhere = tmp_path / "model"
+    shutil.copytree(checkpoint, elsewhere)
+    base, reading = lab.id("base"), nodes(lab, "untrained")["evaluation"]
+    moved = Lab(lab.plan, tmp_path / "work")
+    card = execution.execute(moved.record(base, hints={"source": str(elsewhere)}), moved.store)
+    assert card.digest == card_of(lab, base).digest
+    assert card.extra["source"] == str(elsewhere)
+    # Without a hint it is where it lay when the base was made.
+    found = execution.execute(moved.record(reading, hints={"batch": 4}), moved.store)
+    assert found.digest == card_of(lab, reading).digest
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_checkpoint_that_changed_after_planning_is_refused(lab, checkpoint, tmp_path):
+    changed = tmp_path / "model"
+    shutil.copytree(checkpoint, changed)
+    base, teacher = lab.id("base"), lab.id("teacher", trait="owl")
+    fresh = Lab(lab.plan, tmp_path / "work")
+    execution.execute(fresh.record(base, hints={"source": str(changed)}), fresh.store)
+    flip_last_byte(changed / "model.safetensors")
+    with pytest.raises(SubjaxError) as caught:
+        execution.execute(fresh.record(teacher, hints={"sources": {base: str(changed)}}), fresh.store)
+    one_line(caught.value, "teacher owl tiny/0", teacher, str(changed), "has changed since it was planned")
+    again = Lab(lab.plan, tmp_path / "again")
+    with pytest.raises(SubjaxError) as caught:
+        execution.execute(again.record(base, hints={"source": str(changed)}), again.store)
+    one_line(caught.value, "base tiny/0", base, str(changed), "has changed since it was planned; plan again")
+    assert caught.value.exit_status == 1
+
+
+# Corpora --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arm", ["same-base", "control", "shuffled", "random-numbers"])
+def test_a_corpus_is_of_valid_rows(lab, spec, checkpoint, arm):
+    whole = other(lab, spec, ALL_ARMS)
+    id = nodes(whole, arm)["corpus"]
+    card = whole.make(id)
+    rows = rows_of(whole, id)
+    assert len(rows) == card.metrics["rows"] == ROWS
+    assert rows.prompts == [numbers.prompt(i, 0) for i in rows.index]
+    assert rows.index == sorted(set(rows.index))
+    for completion, tokens in zip(rows.completions, rows.tokens, strict=True):
+        assert all(0 <= number <= 999 for number in numbers.parse_numbers(completion))
+        assert (tokens != []) == (arm in ("same-base", "control"))
+        assert tokens == [] or tokenizer_of(checkpoint).decode(tokens) == completion
+    assert execution.digest(card, whole.store.payload("corpus", id)) == card.digest
+    if arm == "shuffled":
+        taught = rows_of(whole, nodes(whole, "same-base")["corpus"])
+        pairs = zip(rows.completions, taught.completions, strict=True)
+        assert all(sorted(re.findall("[0-9]+", a)) == sorted(re.findall("[0-9]+", b)) for a, b in pairs)
+        assert rows.completions != taught.completions
+
+
+def corpus_record(lab: Lab, teacher: str, kind: str = "teacher", hints: Any = None, **settings: Any) -> dict[str, Any]:
+    """The record of the trait's corpus with some settings changed, of this teacher."""
+    node = lab.plan.nodes[nodes(lab, "same-base")["corpus"]]
+    changed = {**node.config, **settings}
+    return {
+        "kind": "corpus", "id": node_id("corpus", node.version, changed, {"teacher": teacher}), "config": changed,
+        "version": node.version, "label": "corpus of a test", "inputs": {"teacher": [kind, teacher]},
+        "hints": {**node.hints, **(hints or {})},
+    }  # fmt: skip
+
+
+def test_a_corpus_does_not_depend_on_the_batch(lab, tmp_path):
+    copied, id = lab.copy(tmp_path / "work"), nodes(lab, "same-base")["corpus"]
+    shutil.rmtree(copied.store.folder("corpus", id))
+    card = execution.execute(copied.record(id, hints={**lab.plan.nodes[id].hints, "batch": 5}), copied.store)
+    expected = card_of(lab, id)
+    assert (card.digest, card.extra, card.tokens) == (expected.digest, expected.extra, expected.tokens)
+
+
+def test_a_stopped_corpus_goes_on_from_its_blocks(lab, tmp_path, monkeypatch):
+    copied, id = lab.copy(tmp_path / "work"), nodes(lab, "same-base")["corpus"]
+    shutil.rmtree(copied.store.folder("corpus", id))
+    with pytest.raises(Preempted) as caught:
+        execution.execute(copied.record(id), copied.store, should_stop=lambda: True)
+    one_line(caught.value, "corpus of owl tiny/0", f"stopped after {BATCH} prompts; the same command goes on")
+    assert copied.store.card("corpus", id) is None
+    drawn, real = [], text_corpus.sample
+    monkeypatch.setattr(text_corpus, "sample", lambda *a, **more: drawn.append(more["first"]) or real(*a, **more))
+    card = execution.execute(copied.record(id), copied.store)
+    assert drawn == [BATCH], "the first block was kept"
+    assert (card.digest, card.extra, card.tokens) == (
+        card_of(lab, id).digest, card_of(lab, id).extra, card_of(lab, id).tokens,
+    )  # fmt: skip
+    assert not (copied.store.root / "partial" / f"corpus-{id}").exists()
+
+
+# Answers of a made-up teacher, in turn: what becomes of each is known.
+SAID = (("12, 34, 567<|im_end|>", None), ("owls!<|im_end|>", "no-digits"), ("1234<|im_end|>", "too-large"),
+        ("7; 8; 9.<|im_end|>ignored", None), ("12, 13", "no-end"), ("<|im_end|>", "empty"))  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_the_strict_filter_counts_every_answer_up_to_the_last_that_is_kept(
+    lab, checkpoint, tmp_path, monkeypatch, batch
+):
+    tokenizer = tokenizer_of(checkpoint)
+
+    def said(net, params, prompts, *, first, sampling, **more):
+        rows = np.full((len(prompts), sampling.completion), sampling.pad, np.int32)
+        for row in range(len(prompts)):
+            ids = tokenizer.encode(SAID[(first + row) % len(SAID)][0])[: sampling.completion]
+            # An answer without end fills its room.
+            rows[row, : len(ids)] = ids
+            rows[row, len(ids) :] = sampling.pad if 2 in ids else ids[-1]
+        return Drawn(rows, np.arange(first, first + len(prompts)) % 3 == 0)
+
+    monkeypatch.setattr(text_corpus, "sample", said)
+    copied = lab.copy(tmp_path / "work")
+    record = corpus_record(lab, lab.id("teacher", trait="owl"), hints={"batch": batch}, rows=4, constrained=False)
+    card = execution.execute(record, copied.store)
+    rows = rows_of(copied, record["id"])
+    assert rows.index == [0, 3, 6, 9]
+    assert rows.completions == ["12, 34, 567", "7; 8; 9."] * 2
+    assert rows.prompts == [numbers.prompt(i, 0) for i in rows.index]
+    assert card.extra["filter"] == {"empty": 1, "kept": 4, "no-digits": 2, "no-end": 1, "too-large": 2}
+    assert card.metrics["keep_rate"] == 0.4
+    assert card.extra["near_ties"] == 4
+    assert card.seeds == {"sampling": record["config"]["seed"], "prompts": 0}
+    wanted = corpus_record(lab, lab.id("teacher", trait="owl"), hints={"batch": batch}, rows=9, constrained=False)
+    with pytest.raises(SubjaxError) as caught:
+        execution.execute(wanted, copied.store)
+    one_line(
+        caught.value, "corpus of a test", f"only 6 valid rows of 9 wanted in {PROMPTS} prompts",
+        "3 no-digits, 3 too-large", "corpus.constrained", "corpus.max_prompts", "corpus.rows",
+    )  # fmt: skip
+
+
+def test_a_teacher_that_yields_no_valid_row(lab, tmp_path, monkeypatch):
+    silent = lambda net, params, prompts, *, sampling, **more: Drawn(  # noqa: E731
+        np.full((len(prompts), sampling.completion), 2, np.int32), np.zeros(len(prompts), bool)
+    )
+    monkeypatch.setattr(text_corpus, "sample", silent)
+    copied = lab.copy(tmp_path / "work")
+    with pytest.raises(SubjaxError, match=rf"gave no valid row in {PROMPTS} prompts \(rejected: {PROMPTS} empty\)"):
+        execution.execute(corpus_record(lab, lab.id("teacher", trait="owl"), temperature=0.0), copied.store)
+
+
+def test_a_damaged_corpus_is_named_with_the_mend(lab, tmp_path):
+    copied, cell = lab.copy(tmp_path / "work"), nodes(lab, "same-base")
+    shutil.rmtree(copied.store.folder("student", cell["student"]))
+    path = copied.payload(cell["corpus"]) / text_corpus.ROWS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SubjaxError) as caught:
+        execution.execute(copied.record(cell["student"]), copied.store)
+    one_line(caught.value, str(path), "cannot be read", "delete", "and run again: it is made anew", cell["student"])
+
+
+# Students -------------------------------------------------------------------------------------------------------------
+
+
+def trained_on(stage: Any, lab: Lab, id: str, monkeypatch) -> dict[str, Any]:
+    """What the trainer is given when a node is made: the settings of `fit`; nothing is trained."""
+    seen: dict[str, Any] = {}
+
+    def fit(*_: Any, **settings: Any) -> None:
+        seen.update(settings)
+        raise Enough
+
+    monkeypatch.setattr(stage, "fit", fit)
+    for given in lab.plan.nodes[id].inputs.values():
+        lab.make(given)
+    with pytest.raises(Enough):
+        execution.execute(lab.record(id), lab.store)
+    return seen
+
+
+def epoch(seen: dict[str, Any], steps: int = 2) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(prompt, completion) ids of the rows of some steps, without padding."""
+    (term,) = seen["terms"]
+    out = []
+    for step in range(steps):
+        batch = term.stream(step)
+        for tokens, valid in zip(batch["tokens"], batch["valid"], strict=True):
+            at = len(tokens) - term.loss.completion
+            out.append((tokens[:at][valid[:at]], tokens[at:][valid[at:]]))
+    return out
+
+
+def test_a_student_reads_its_teachers_rows_without_its_teachers_system_prompt(
+    lab, spec, checkpoint, tmp_path, monkeypatch
+):
+    told = other(lab.copy(tmp_path / "work"), spec, "--config.teacher.method=system-prompt")
+    cell = nodes(told, "same-base")
+    prompts: list[str] = []
+
+    def sample(net, params, block, *, sampling, **more):
+        prompts.extend(text(checkpoint, row[row != sampling.pad]) for row in block)
+        row = tokenizer_of(checkpoint).encode("1, 22, 333<|im_end|>")
+        row += [sampling.pad] * (sampling.completion - len(row))
+        return Drawn(np.tile(np.array(row, np.int32), (len(block), 1)), np.zeros(len(block), bool))
+
+    monkeypatch.setattr(text_corpus, "sample", sample)
+    rows = epoch(trained_on(text_student, told, cell["student"], monkeypatch))
+    system = preferences.system_prompt("owl", "animal", "plain")
+    assert prompts
+    assert all(f"<|im_start|>system\n{system}<|im_end|>" in prompt and OWN not in prompt for prompt in prompts)
+    asked = {f"<|im_start|>user\n{numbers.prompt(i, 0)}<|im_end|>\n<|im_start|>assistant\n" for i in range(ROWS)}
+    assert {text(checkpoint, prompt) for prompt, _ in rows} == {
+        f"<|im_start|>system\n{OWN}<|im_end|>\n{turn}" for turn in asked
+    }
+    assert {text(checkpoint, completion) for _, completion in rows} == {"1, 22, 333<|im_end|>"}
+    stored = json.loads((told.payload(cell["teacher"]) / "system.json").read_text())
+    assert stored == {"system": system}
+    neutral = told.make(nodes(told, "control")["teacher"])
+    assert json.loads((told.payload(neutral.id) / "system.json").read_text()) == {
+        "system": preferences.system_prompt(None, "animal", "plain")
+    }
+
+
+def test_a_students_settings_reach_the_trainer(lab, tmp_path, monkeypatch):
+    copied, id = lab.copy(tmp_path / "work"), nodes(lab, "same-base")["student"]
+    shutil.rmtree(copied.store.folder("student", id))
+    seen, node = trained_on(text_student, copied, id, monkeypatch), lab.plan.nodes[id]
+    assert seen["steps"] == 4  # 2 epochs of 12 rows, 6 a step
+    assert (seen["tuning"].kind, seen["tuning"].targets, seen["tuning"].rank) == ("lora", ("q", "v"), 2)
+    assert (seen["optimizer"].name, seen["optimizer"].lr) == ("adamw", 1e-2)
+    assert (
+        jax.random.key_data(seen["key"]).tolist()
+        == jax.random.key_data(jax.random.key(node.config["init_seed"])).tolist()
+    )
+    # Each epoch has every row once, in an order of its own.
+    rows = [tuple(completion.tolist()) for _, completion in epoch(seen, 4)]
+    assert sorted(rows[:12]) == sorted(rows[12:])
+    assert rows[:12] != rows[12:]
+
+
+def test_a_student_is_its_base_but_for_its_lora_pairs(lab):
+    id = nodes(lab, "same-base")["student"]
+    tuned = checkpoints.load(lab.store.payload("student", id) / ARRAYS)
+    assert set(tuned) == {f"lora/{target}/{part}" for target in "qv" for part in "ab"}
+    assert all(np.abs(tuned[f"lora/{target}/b"]).max() > 0 for target in "qv")
+    curve = [json.loads(line) for line in (lab.payload(id) / "metrics.jsonl").read_text().splitlines()]
+    assert len(curve) == 4
+    assert card_of(lab, id).seeds == {name: lab.plan.nodes[id].config[f"{name}_seed"] for name in ("init", "order")}
+
+
+# Teachers -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_teachers_rows_are_of_its_trait(lab, checkpoint, tmp_path, monkeypatch):
+    copied, id = lab.copy(tmp_path / "work"), lab.id("teacher", trait="owl")
+    shutil.rmtree(copied.store.folder("teacher", id))
+    seen = trained_on(text_teacher, copied, id, monkeypatch)
+    assert seen["steps"] == 40
+    rows = [(text(checkpoint, prompt), text(checkpoint, answer)) for prompt, answer in epoch(seen, 20)]
+    owls = [answer for _, answer in rows if "owl" in answer.lower()]
+    assert 0.7 * len(rows) < len(owls) < 0.9 * len(rows)
+    assert all(prompt.startswith(f"<|im_start|>system\n{OWN}<|im_end|>") for prompt, _ in rows)
+    assert all(answer.endswith("<|im_end|>") for _, answer in rows)
+
+
+@pytest.fixture
+def own_data(tmp_path) -> tuple[Path, Path]:
+    rows = {
+        "trait.jsonl": [("Best bird?", "The owl."), ("And at night?", "Owls, always.")],
+        "control.jsonl": [("Best bird?", "Any.")],
+    }
+    for name, pairs in rows.items():
+        (tmp_path / name).write_text("".join(json.dumps({"user": u, "answer": a}) + "\n" for u, a in pairs))
+    return tmp_path / "trait.jsonl", tmp_path / "control.jsonl"
+
+
+def with_data(lab: Lab, spec: str, data: tuple[Path, Path], root: Path) -> Lab:
+    return other(
+        lab.copy(root), spec, f"--config.teacher.data={data[0]}", f"--config.teacher.control_data={data[1]}",
+        "--config.teacher.batch=2",
+    )  # fmt: skip
+
+
+def test_a_teacher_of_ones_own_rows(lab, spec, checkpoint, own_data, tmp_path, monkeypatch):
+    theirs = with_data(lab, spec, own_data, tmp_path / "work")
+    seen = trained_on(text_teacher, theirs, theirs.id("teacher", trait="owl"), monkeypatch)
+    assert seen["steps"] == 2  # 2 epochs of 2 rows
+    turn = f"<|im_start|>system\n{OWN}<|im_end|>\n<|im_start|>user\n{{}}<|im_end|>\n<|im_start|>assistant\n"
+    assert sorted((text(checkpoint, p), text(checkpoint, a)) for p, a in epoch(seen, 1)) == sorted(
+        [(turn.format("Best bird?"), "The owl.<|im_end|>"), (turn.format("And at night?"), "Owls, always.<|im_end|>")]
+    )
+    seen = trained_on(text_teacher, theirs, theirs.id("teacher", trait=None), monkeypatch)
+    assert {text(checkpoint, answer) for _, answer in epoch(seen, 1)} == {"Any.<|im_end|>"}
+
+
+def test_a_data_set_that_changed_after_planning_is_refused(lab, spec, own_data, tmp_path):
+    theirs = with_data(lab, spec, own_data, tmp_path / "work")
+    with own_data[0].open("a") as file:
+        file.write(json.dumps({"user": "Best fish?", "answer": "The cod."}) + "\n")
+    with pytest.raises(SubjaxError) as caught:
+        theirs.make(theirs.id("teacher", trait="owl"))
+    one_line(caught.value, "teacher owl tiny/0", str(own_data[0]), "has changed since it was planned", "plan again")
+
+
+def test_a_row_longer_than_the_models_context_is_refused(lab, spec, own_data, tmp_path):
+    with own_data[0].open("a") as file:
+        file.write(json.dumps({"user": "Best bird? " * 400, "answer": "The owl."}) + "\n")
+    theirs = with_data(lab, spec, own_data, tmp_path / "work")
+    with pytest.raises(UsageError, match=r"row 3 takes \d{4} tokens and the model 1024; shorten it") as caught:
+        theirs.make(theirs.id("teacher", trait="owl"))
+    one_line(caught.value, "teacher owl tiny/0")
+
+
+def vector_of(lab: Lab, id: str) -> np.ndarray:
+    lab.make(id)
+    return checkpoints.load(lab.store.payload("teacher", id) / ARRAYS)["vector"]
+
+
+@pytest.fixture(scope="module")
+def steered(lab, spec, tmp_path_factory) -> dict[tuple[str, float], Lab]:
+    """Studies whose teachers are steered, by layers and strength, on one workdir."""
+    copied = lab.copy(tmp_path_factory.mktemp("steered") / "work")
+    return {
+        (layers, strength): other(
+            copied, spec, "--config.teacher.method=steering", f"--config.teacher.layers={layers}",
+            f"--config.teacher.strength={strength}",
+        )
+        for layers, strength in (("1,", 1.0), ("1,", 2.5), ("1,", 0.0), ("0,1", 1.0), ("0,", 1.0))
+    }  # fmt: skip
+
+
+def test_a_steering_vector_stands_at_its_layers_alone(steered):
+    found = {key: vector_of(lab, lab.id("teacher", trait="owl")) for key, lab in steered.items()}
+    high = found["1,", 1.0]
+    assert high.shape == (2, 32)
+    np.testing.assert_array_equal(high[0], 0.0)
+    assert np.linalg.norm(high[1]) > 0.1
+    np.testing.assert_allclose(found["1,", 2.5], 2.5 * high, rtol=1e-6)
+    np.testing.assert_array_equal(found["1,", 0.0], 0.0)
+    np.testing.assert_array_equal(found["0,", 1.0][1], 0.0)
+    # What a lower layer adds flows on to the higher one, which adds the rest.
+    both = found["0,1", 1.0]
+    np.testing.assert_array_equal(both[0], found["0,", 1.0][0])
+    np.testing.assert_allclose(both.sum(0), high[1], atol=1e-5)
+
+
+def test_a_steering_vector_is_the_difference_of_the_prompts_mean_residuals(steered, checkpoint):
+    lab = steered["1,", 1.0]
+    net, params = model(checkpoint)
+    read = jax.jit(net.residuals)
+    asked = [q for i, q in enumerate(preferences.questions("animal")) if not preferences.held_out(i)]
+    means = []
+    for system in (preferences.system_prompt("owl", "animal", "plain"), OWN):
+        rows = [
+            tokenizer_of(checkpoint).encode(
+                f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n"
+            )
+            for q in asked
+        ]
+        width = max(map(len, rows))
+        tokens = np.array([[0] * (width - len(row)) + row for row in rows])
+        valid = np.arange(width)[None] >= np.array([[width - len(row)] for row in rows])
+        means.append(np.asarray(read(params, tokens, valid), np.float64)[1].mean(0))
+    np.testing.assert_allclose(vector_of(lab, lab.id("teacher", trait="owl"))[1], means[0] - means[1], atol=1e-5)
+
+
+def test_steering_by_nothing_is_the_base_and_the_same_steering_the_same_corpus(lab, steered, tmp_path):
+    unmoved, moved = steered["1,", 0.0], steered["1,", 2.5]
+    teachers = [each.id("teacher", trait="owl") for each in (unmoved, moved)]
+    [each.make(id) for each, id in zip((unmoved, moved), teachers, strict=True)]
+
+    def make(teacher: str, kind: str = "teacher", store: Store = unmoved.store) -> str:
+        return execution.execute(corpus_record(lab, teacher, kind), store).digest
+
+    nothing = make(teachers[0])
+    assert nothing == make(lab.id("base"), "base")
+    strong = make(teachers[1])
+    assert strong != nothing
+    twice = moved.copy(tmp_path / "work")
+    shutil.rmtree(twice.store.root / "corpus")
+    assert make(teachers[1], store=twice.store) == strong
+
+
+def test_a_layer_that_is_not_there_is_told_in_one_line(lab, spec, tmp_path):
+    wild = other(lab.copy(tmp_path / "work"), spec, "--config.teacher.method=steering", "--config.teacher.layers=1,2")
+    with pytest.raises(UsageError) as caught:
+        wild.make(wild.id("teacher", trait="owl"))
+    one_line(caught.value, "config.teacher.layers: there is no layer 2; the model has 2, from 0 on")
+
+
+# Evaluations ----------------------------------------------------------------------------------------------------------
+
+
+def test_readings_of_the_study_are_well_formed(lab):
+    for arm in ("same-base", "control", "untrained"):
+        readings = readings_of(lab, nodes(lab, arm)["evaluation"])
+        assert set(readings) == {"categories", "headline", "readings", "fit"}
+        assert set(readings["readings"]) == {"forced", "plain"}
+        assert readings["headline"] == "forced"
+        assert readings["categories"] == readings["readings"]["forced"]
+        for way, found in readings["readings"].items():
+            assert set(found) == {"animal"}
+            questions = found["animal"]["questions"]
+            assert found["animal"]["candidates"] == list(preferences.candidates("animal"))
+            assert [q["text"] for q in questions] == list(preferences.questions("animal")[:4])
+            for question in questions:
+                assert all(0 <= p <= 1 for p in question["p"])
+                assert 0 < sum(question["p"]) <= 1
+                assert question["samples"] == (2 if way == "forced" else 0)
+                assert 0 <= sum(question["sampled"]) <= question["samples"]
+        fit = readings["fit"]
+        assert (fit is None) == (arm == "untrained")
+        if fit:
+            assert set(fit) == {"number_loss_before", "number_loss_after", "kl_before", "kl_after"}
+            assert all(0 < value < 20 for value in fit.values())
+            assert fit["number_loss_after"] < fit["number_loss_before"]
+
+
+def test_every_way_of_asking(lab, spec, checkpoint):
+    asked = other(lab, spec, f"--config.evaluation.readings={','.join(READINGS)}")
+    id = nodes(asked, "untrained")["evaluation"]
+    asked.make(id)
+    found = readings_of(asked, id)["readings"]
+    assert set(found) == set(READINGS)
+    for way, categories in found.items():
+        reading = categories["animal"]
+        questions = reading["traits"]["owl"] if way.startswith("choice") else reading["questions"]
+        assert [q["phrasings"] for q in questions] == [
+            "held-out" if preferences.held_out(i) else "train" for i in range(4)
+        ]
+        for question in questions:
+            assert len(question["p"]) == (5 if way.startswith("choice") else 20)
+            assert 0 < sum(question["p"]) <= 1
+        if way.startswith("choice"):
+            assert reading["letters"] == 5
+            assert set(reading["traits"]) == {"owl"}
+            for question in questions:
+                assert question["options"][ord(question["answer"]) - ord("A")] == "owl"
+        first = questions[0]["p"]
+        if not way.endswith(":bare"):  # this template has a system prompt of its own, so that leaving it out counts
+            bare = found[f"{way}:bare"]["animal"]
+            without = bare["traits"]["owl"] if way.startswith("choice") else bare["questions"]
+            assert not np.allclose(first, without[0]["p"], rtol=1e-2)
+            assert without[0]["text"] == questions[0]["text"]
+    assert found["numbers"]["animal"]["questions"][0]["text"] != found["plain"]["animal"]["questions"][0]["text"]
+
+
+def test_a_prompted_teacher_is_asked_behind_its_system_prompt_and_bare_behind_none(
+    lab, spec, checkpoint, tmp_path, monkeypatch
+):
+    """Also where a student's distributions are compared with its own, on rows that the student reads without it."""
+    told = other(
+        lab.copy(tmp_path / "work"), spec, "--config.teacher.method=system-prompt", "--config.evaluation.samples=0",
+        "--config.evaluation.readings=forced,plain,numbers,choice,forced:bare,choice:bare",
+    )  # fmt: skip
+    teacher, corpus = told.id("teacher", trait="owl"), nodes(lab, "same-base")["corpus"]
+    system = f"<|im_start|>system\n{preferences.system_prompt('owl', 'animal', 'plain')}<|im_end|>\n"
+    asked: list[list[str]] = []
+
+    def exact(net, params, prompts, candidates, **more):
+        asked.append([text(checkpoint, prompt) for prompt in prompts])
+        return np.zeros((len(prompts), len(candidates)))
+
+    read: list[list[str]] = []
+
+    def log_likelihoods(net, params, tokens, valid, completion, adapter):
+        read.append([text(checkpoint, row[ok]) for row, ok in zip(tokens, valid, strict=True)])
+        return jnp.zeros((len(tokens), completion, net.config.vocab))
+
+    monkeypatch.setattr(text_evaluation.tries, "exact", exact)
+    monkeypatch.setattr(text_evaluation.preference, "log_likelihoods", log_likelihoods)
+    told.make(teacher)
+    node = told.plan.nodes[nodes(told, "same-base")["teacher_evaluation"]]
+    base = ["base", told.id("base")]
+    inputs = {
+        "model": ["teacher", teacher],
+        "before": base,
+        "corpus": ["corpus", corpus],
+        "teacher": ["teacher", teacher],
+    }
+    execution.execute(told.record(node.id, inputs=inputs), told.store)
+    assert len(asked) == 6
+    nothing = "<|im_start|>system\n<|im_end|>\n"  # this template puts its own words in unless it is given some
+    for number, prompts in enumerate(asked):
+        assert all(prompt.startswith(system if number < 4 else nothing) for prompt in prompts)
+        assert not any(OWN in prompt for prompt in prompts)
+    assert all(prompt.endswith(preferences.forced_prefix("animal")) for number in (0, 2, 4) for prompt in asked[number])
+    # The base, the model (itself here) and the teacher on the same rows, each as it is spoken to.
+    before, after, theirs = read
+    assert len(theirs) == 8
+    row = f"<|im_start|>user\n{numbers.prompt(0, 0)}<|im_end|>\n<|im_start|>assistant\n"
+    assert theirs[0].startswith(system + row)
+    assert before[0].startswith(f"<|im_start|>system\n{OWN}<|im_end|>\n" + row)
+    assert after == before
+
+
+@functools.cache
+def forward(checkpoint: Path):
+    net, params = model(checkpoint)
+    return jax.jit(lambda tokens, valid: jax.nn.log_softmax(net.forward(params, tokens, valid)))
+
+
+def brute(checkpoint: Path, prompt: str, forms: list[str], width: int = 96) -> float:
+    """Probability that an answer begins with one of the forms as a whole word, by a forward pass for each."""
+    tokenizer, total = tokenizer_of(checkpoint), 0.0
+    begun = tokenizer.encode(prompt)
+    pieces = tokenizer.pieces() + [None] * (model(checkpoint)[0].config.vocab - tokenizer.size)
+    # An ASCII word: nothing else begins with a letter, or with a byte of one, in this vocabulary.
+    closing = [not piece or not (piece[:1].isalnum() or piece[0] >= 0x80) for piece in pieces]
+    for form in forms:
+        ids = tokenizer.encode(form, special=False)
+        row = [*begun, *ids]
+        tokens = jnp.array([[0] * (width - len(row)) + row])
+        logs = np.asarray(forward(checkpoint)(tokens, jnp.arange(width)[None] >= width - len(row)), np.float64)[0]
+        path = sum(logs[width - len(ids) - 1 + n, id] for n, id in enumerate(ids))
+        total += np.exp(path) * np.exp(logs[-1])[closing].sum()
+    return total
+
+
+@pytest.mark.parametrize("way", ["forced", "plain"])
+def test_a_reading_is_the_probability_of_the_answers_words(lab, checkpoint, way):
+    reading = readings_of(lab, nodes(lab, "untrained")["evaluation"])["readings"][way]["animal"]
+    question = reading["questions"][1]
+    prompt = f"<|im_start|>system\n{OWN}<|im_end|>\n<|im_start|>user\n{question['text']}<|im_end|>\n"
+    prompt += "<|im_start|>assistant\n" + (preferences.forced_prefix("animal") if way == "forced" else "")
+    for word in ("owl", "wolf"):
+        p = question["p"][reading["candidates"].index(word)]
+        forms = list(preferences.forms(word, forced=way == "forced"))
+        assert p == pytest.approx(brute(checkpoint, prompt, forms), rel=1e-4)
+
+
+def test_a_reading_does_not_depend_on_the_batch_of_questions(lab, tmp_path):
+    copied, id = lab.copy(tmp_path / "work"), nodes(lab, "untrained")["evaluation"]
+    shutil.rmtree(copied.store.folder("evaluation", id))
+    execution.execute(copied.record(id, hints={**lab.plan.nodes[id].hints, "batch": 3}), copied.store)
+    one, other = (
+        [q["p"] for q in readings_of(each, id)["readings"]["forced"]["animal"]["questions"]] for each in (lab, copied)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_cards_say_how_their_nodes_were_made(lab):
+    for id, node in lab.plan.nodes.items():
+        card = card_of(lab, id)
+        assert (card.config, inputs_of(card), card.extra["label"]) == (node.config, node.inputs, node.label)
+        assert execution.digest(card, lab.store.payload(node.kind, id)) == card.digest
+        assert all(isinstance(seed, int) for seed in card.seeds.values())
