@@ -195,7 +195,10 @@ def _weights(store: Store, card: Card, base: _Base, dtype: str | None) -> dict[s
 
 def _amount(weights: Mapping[str, Weight]) -> str:
     size = sum(weight.size for weight in weights.values())
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size / 1e3:.2f} kB"
 
 
 # ---- an adapter ----
