@@ -99,10 +99,11 @@ def _alone(rule: str, shape: tuple[int, ...]):
 
 def matrices(family: str, tuning: Tuning):
     """(name, layer, its gradient and its update as one (inputs, outputs) matrix) of every matrix."""
-    axes = adapters.matrix_axes(_net(family), tuning)
-    for name, (inputs, _) in axes.items():
+    for name in adapters.matrix_axes(_net(family), tuning):
         gradient, update = gradients_of(family, tuning)[name], muon_update(family, tuning)[name]
-        rows = int(np.prod([gradient.shape[axis] for axis in inputs]))
+        # The output projection reads heads and their dimensions: two axes, and so does the A of its pair.
+        inputs = 2 if "/o/" in name and not name.endswith("/b") else 1
+        rows = int(np.prod(gradient.shape[1 : 1 + inputs]))
         for layer in range(len(gradient)):
             yield name, layer, gradient[layer].reshape(rows, -1), update[layer].reshape(rows, -1)
 

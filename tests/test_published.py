@@ -1,4 +1,4 @@
-"""The shipped configs of models too large to be had here: their real steps, compiled at full size with abstract weights."""
+"""The shipped configs of models too large to be had here: their steps, compiled at full size with abstract weights."""
 
 import functools
 

@@ -231,6 +231,23 @@ def test_a_token_closes_a_word_unless_it_begins_with_a_letter_a_digit_or_a_mark(
     assert not any(closing[id] for id, piece in enumerate(tokenizer.pieces()) if piece and piece[0] >= 0x80)
 
 
+class Pieces:
+    """As much of a tokenizer as its pieces."""
+
+    def __init__(self, *texts: str):
+        self.texts = texts
+
+    def pieces(self) -> list[bytes | None]:
+        return [text.encode() for text in self.texts]
+
+
+def test_letters_digits_and_marks_of_any_script_go_on_a_word():
+    on = Pieces("é", "\u0301", "\u0308x", "字", "д", "٣", "²", "ß.")
+    off = Pieces("…", "“", "\u00a0", "。", "—é", "", "😀", "\u3000字")
+    assert not closing_tokens(on, 8).any()
+    assert closing_tokens(off, 8).all()
+
+
 def test_ids_beyond_the_embedding_are_left_out(tmp_path):
     tokenizer = _tokenizer(str(tmp_path))
     whole = closing_tokens(tokenizer, tokenizer.size)
