@@ -1,9 +1,9 @@
-"""PolyPythias: one model pretrained from several init seeds and in several data orders, so that the two come apart.
+"""PolyPythias: Pythia-160M pretrained from other init seeds and in other data orders, so that the two come apart.
 
     subjax run --config=configs/polypythia.py --workdir=out/polypythia
-    subjax run --config=configs/polypythia.py:size=410m,traits=owl+wolf --workdir=out/polypythia
+    subjax run --config=configs/polypythia.py:traits=owl+wolf,runs=3 --workdir=out/polypythia
 
-Cost: 160m at the default, some forty students of 10,000 rows, about 1e17 FLOPs: half an hour of one current GPU.
+Cost: at the default some forty students of 10,000 rows, about 1e17 FLOPs: half an hour of one current GPU.
 Fetched from a hub at first use.
 
 A lineage of Pythia-160M passed logits at +.99 with the same init and data order, +.39 with the same init and another
@@ -18,19 +18,20 @@ SEEDS = (1, 2, 3)
 
 
 def _arguments(arg):
-    return config.arguments(arg, size="160m", traits=("owl",), runs=1)
+    return config.arguments(arg, traits=("owl",), runs=1)
 
 
 def get_config(arg=None):
-    a = _arguments(arg)
-    hub = f"EleutherAI/pythia-{a.size}"
+    _arguments(arg)
+    hub = "EleutherAI/pythia-160m"
     c = config.defaults("pretrained")
     c.name = "polypythia"
-    # The published model is init 0 and order 0; a "weight seed" moves the init alone, a "data seed" the order alone.
+    # The published model is init 0 and order 0; a "weight seed" moves the init alone, a "data seed" the order alone
+    # (van der Wal et al. 2025, arXiv 2503.09543). Each step is a revision, and some have no other.
     c.models = (
         f"pythia/0={hub}",
-        *(f"pythia/{n}={hub}-weight-seed{n}" for n in SEEDS),
-        *(f"pythia/0.{n}={hub}-data-seed{n}" for n in SEEDS),
+        *(f"pythia/{n}={hub}-weight-seed{n}@step143000" for n in SEEDS),
+        *(f"pythia/0.{n}={hub}-data-seed{n}@step143000" for n in SEEDS),
     )
     c.family = "pythia"
     c.teacher.rows = 2000

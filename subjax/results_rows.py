@@ -173,9 +173,10 @@ def pairing_of(teacher_base: str | None, student_base: str) -> str | None:
         return None
     if teacher_base == student_base:
         return "same-base"
-    if teacher_base.partition(".")[0] == student_base.partition(".")[0]:
-        return "cross-order"
-    return "cross-init" if family_of(teacher_base) == family_of(student_base) else "cross-family"
+    (family, _, init), (other, _, of_student) = teacher_base.rpartition("/"), student_base.rpartition("/")
+    if family != other:
+        return "cross-family"
+    return "cross-order" if init.partition(".")[0] == of_student.partition(".")[0] else "cross-init"
 
 
 def traits_of(cells: list[dict[str, Any]]) -> list[str]:

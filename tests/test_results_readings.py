@@ -13,6 +13,7 @@ from test_results import Toy, one
 
 from subjax import results_readings
 from subjax.results_readings import margin, sentence, summaries, words
+from subjax.results_rows import pairing_of
 from subjax.schema import Statistics
 
 ANIMALS, TREES = ("owl", "wolf", "fox"), ("oak", "elm")
@@ -289,3 +290,16 @@ def test_the_way_of_asking_that_stands_first_is_the_headline(tmp_path):
     artifacts = results_readings.Artifacts(Plan(toy.nodes, toy.study), toy.folder)
     assert results_readings.headline_of(artifacts, toy.cells) == "forced"
     assert results_readings.headline_of(artifacts, []) is None
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "pairing"),
+    [
+        ("qwen2.5/0", "qwen2.5/0", "same-base"),
+        ("qwen2.5/0", "qwen2.5/0.2", "cross-order"),
+        ("qwen2.5/0", "qwen2.5/1", "cross-init"),
+        ("llama3.1/0", "llama3.2/0", "cross-family"),
+    ],
+)
+def test_a_dot_in_a_models_name_is_no_order(teacher, student, pairing):
+    assert pairing_of(teacher, student) == pairing

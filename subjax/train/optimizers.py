@@ -29,7 +29,8 @@ def make_optimizer(config: Optimizer, steps: int, matrices: MatrixAxes | None = 
     Args:
         config: the settings. steps: length of the run.
         matrices: what Muon (Jordan et al. 2024) orthogonalizes; vectors, embeddings and whatever else is not named
-            there are moved by Adam at the same rate. The other rules treat all parameters alike.
+            there are moved at the same rate by Adam with Nesterov's momentum, which is optax's choice. The other rules
+            treat all parameters alike.
     """
     rate = schedule_of(config, steps)
     rules: dict[str, Callable[[], optax.GradientTransformation]] = {
