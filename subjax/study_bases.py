@@ -103,6 +103,7 @@ def notes(loaded: config.Loaded) -> list[str]:
         found = checkpoint_of(s, Base(name, s.init, s.order))
         speaks = _examined(found.source, found.digest, **chat_settings(s))
         said.update((f"{name}: {sentence}.", None) for sentence in speaks.facts().sentences())
+        check_layers(s, found)
         if s.teacher.method != "fine-tune":
             speaks.prompt("Hello", preferences.system_prompt(None, preferences.category_of(s.trait), s.teacher.style))
         if bare := [way for way in s.evaluation.readings if way.endswith(":bare")]:
@@ -111,6 +112,25 @@ def notes(loaded: config.Loaded) -> list[str]:
             except UsageError as error:
                 raise UsageError(f"config.evaluation.readings has {bare[0]!r}: {error}") from None
     return list(said)
+
+
+def check_layers(s: Pretrained, checkpoint: Checkpoint) -> None:
+    """Refuse layers that a checkpoint does not have, before anything is made.
+
+    Raises:
+        UsageError: one of `teacher.layers`, `teacher.tuning.layers` and `student.tuning.layers` is too large.
+    """
+    named = {
+        "teacher.layers": s.teacher.layers,
+        "teacher.tuning.layers": s.teacher.tuning.layers,
+        "student.tuning.layers": s.student.tuning.layers,
+    }
+    there = checkpoint.decoder.layers
+    for key, layers in named.items():
+        if layers and max(layers) >= there:
+            raise UsageError(
+                f"config.{key}: there is no layer {max(layers)} in {checkpoint.source}; it has {there}, from 0 on"
+            )
 
 
 @functools.lru_cache(maxsize=32)

@@ -22,6 +22,16 @@ from subjax.study_bases import Base, chat_settings, checkpoint_of, data_digest, 
 _PROMPT = 96  # tokens of a number prompt with its template, for the plan's costs alone
 _QUESTION = 48  # tokens of a question with its template, likewise
 _FORMS = 80  # tokens of all answers' forms, likewise
+# Settings of a teacher that its method does not read.
+_TRAINING = {
+    "tuning", "optimizer", "epochs", "batch", "trait_fraction", "data", "split", "user_column", "answer_column",
+    "control_data", "seed",
+}  # fmt: skip
+_UNREAD = {
+    "fine-tune": {"style", "layers", "strength"},
+    "system-prompt": {*_TRAINING, "rows", "layers", "strength"},
+    "steering": _TRAINING,
+}
 
 
 def plan(loaded: config.Loaded) -> Plan:
@@ -137,18 +147,19 @@ class _Planner:
         settings = dataclasses.replace(
             s.teacher, seed=derive_seed(s.teacher.seed + s.seed, "teacher", category, inputs["base"])
         )
-        data = settings.data if trait else settings.control_data
+        tuned = settings.method == "fine-tune"
+        data = (settings.data if trait else settings.control_data) if tuned else ""
         own = {"data": data_digest(data), "control_data": None} if data else {}
         cfg = {
             **self._common(s),
-            **config.to_dict(settings),
+            **{k: v for k, v in config.to_dict(settings).items() if k not in _UNREAD[settings.method]},
             **own,
             "trait": trait,
             "category": category,
             "texts": preferences.digest(),
         }
-        label = f"teacher {trait or f'control ({category})'} {base}" + (f", run {s.seed}" if s.seed else "")
-        tuned = settings.method == "fine-tune"
+        run = f", run {s.seed}" if s.seed and tuned else ""  # the other methods draw nothing: runs share their teachers
+        label = f"teacher {trait or f'control ({category})'} {base}{run}"
         tokens = (
             round(settings.rows * _QUESTION * (settings.epochs if tuned else 1))
             if settings.method != "system-prompt"

@@ -471,3 +471,27 @@ def test_ids_are_hashes_of_plain_json(checkpoint):
     """What a plan holds reads back from JSON as it was, or an id would not be found again."""
     for node in at(checkpoint, arms=ARMS).nodes.values():
         assert digest_json(json.loads(json.dumps(node.config))) == digest_json(node.config)
+
+
+def test_a_teacher_is_known_by_what_its_method_reads(checkpoint):
+    """A sweep over a training's learning rate does not make a prompted teacher again; runs share it."""
+
+    def ids(**settings: Any) -> set[str]:
+        return {node.id for node in teachers(at(checkpoint, **settings))}
+
+    for method in ("system-prompt", "steering"):
+        plain = ids(teacher__method=method)
+        assert ids(teacher__method=method, teacher__lr=0.5, seed=3) == plain
+        assert not ids(teacher__method=method, teacher__style="devoted") & plain
+    steered = ids(teacher__method="steering")
+    assert not ids(teacher__method="steering", teacher__strength=2.0) & steered
+    tuned = ids()
+    assert ids(teacher__strength=2.0) == tuned
+    assert not ids(seed=3) & tuned
+
+
+@pytest.mark.parametrize("key", ["teacher.layers", "teacher.tuning.layers", "student.tuning.layers"])
+def test_a_layer_that_is_not_there_is_refused_in_the_plan(checkpoint, key):
+    said = refused(checkpoint, **{key.replace(".", "__"): (0, 7)})
+    assert f"config.{key}: there is no layer 7" in said
+    assert "it has 2, from 0 on" in said

@@ -542,13 +542,6 @@ def test_steering_by_nothing_is_the_base_and_the_same_steering_the_same_corpus(l
     assert make(teachers[1], store=twice.store) == strong
 
 
-def test_a_layer_that_is_not_there_is_told_in_one_line(lab, spec, tmp_path):
-    wild = other(lab.copy(tmp_path / "work"), spec, "--config.teacher.method=steering", "--config.teacher.layers=1,2")
-    with pytest.raises(UsageError) as caught:
-        wild.make(wild.id("teacher", trait="owl"))
-    one_line(caught.value, "config.teacher.layers: there is no layer 2; the model has 2, from 0 on")
-
-
 # Evaluations ----------------------------------------------------------------------------------------------------------
 
 

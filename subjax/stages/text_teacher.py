@@ -12,7 +12,7 @@ from etils import epath
 from subjax.cards import digest_json
 from subjax.config import from_dict
 from subjax.data import packing, preferences, rows, trait_rows
-from subjax.errors import SubjaxError, UsageError
+from subjax.errors import SubjaxError
 from subjax.files import sha256_file
 from subjax.models import checkpoints
 from subjax.models.network import Network
@@ -101,10 +101,6 @@ def steered(task: Task) -> Made:
     config = task.config
     speaker = speakers.load(task, "base")
     net, layers = speaker.net, list(config["layers"]) or middle(speaker.net.config.layers)
-    if max(layers) >= net.config.layers:
-        raise UsageError(
-            f"config.teacher.layers: there is no layer {max(layers)}; the model has {net.config.layers}, from 0 on"
-        )
     asked = [
         question
         for index, question in enumerate(preferences.questions(config["category"]))
