@@ -6,6 +6,13 @@ class SubjaxError(Exception):
 
     exit_status = 1
 
+    def within(self, what: str) -> "SubjaxError":
+        """The same failure, said to be within `what`, as the nearest kind of error that is a message alone."""
+        kinds = type(self).__mro__
+        plain = next(kind for kind in kinds if kind.__init__ is Exception.__init__)
+        assert issubclass(plain, SubjaxError)
+        return plain(f"{what}: {self}")
+
 
 class UsageError(SubjaxError):
     """A mistake in the command line, the config or an input file."""

@@ -74,8 +74,7 @@ def execute(
             cards = {role: task.input_card(role) for role in inputs}
             made: Made = _stage(kind, record["config"]).make(task)
         except SubjaxError as error:
-            name = record.get("label") or kind
-            raise type(error)(f"{name} ({kind} {node}): {error}") from error
+            raise error.within(f"{record.get('label') or kind} ({kind} {node})") from error
         card = Card(
             format=1,
             kind=kind,
