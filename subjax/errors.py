@@ -9,7 +9,7 @@ class SubjaxError(Exception):
     def within(self, what: str) -> "SubjaxError":
         """The same failure, said to be within `what`, as the nearest kind of error that is a message alone."""
         kinds = type(self).__mro__
-        plain = next(kind for kind in kinds if kind.__init__ is Exception.__init__)
+        plain = next(kind for kind in kinds if kind.__init__ is Exception.__init__)  # type: ignore[misc]
         assert issubclass(plain, SubjaxError)
         return plain(f"{what}: {self}")
 
