@@ -27,7 +27,7 @@ from subjax.models.source import open_source
 from subjax.sample.sampler import Drawn
 from subjax.schema import Numerics
 from subjax.schema_pretrained import READINGS
-from subjax.stages import execution, text_corpus, text_evaluation, text_student, text_teacher
+from subjax.stages import execution, text_corpus, text_evaluation, text_tuning
 from subjax.stages.models import ARRAYS
 from subjax.store import Card, Store, inputs_of, node_id
 
@@ -323,7 +323,7 @@ def test_a_damaged_corpus_is_named_with_the_mend(lab, tmp_path):
 # Students -------------------------------------------------------------------------------------------------------------
 
 
-def trained_on(stage: Any, lab: Lab, id: str, monkeypatch) -> dict[str, Any]:
+def trained_on(lab: Lab, id: str, monkeypatch) -> dict[str, Any]:
     """What the trainer is given when a node is made: the settings of `fit`; nothing is trained."""
     seen: dict[str, Any] = {}
 
@@ -331,7 +331,7 @@ def trained_on(stage: Any, lab: Lab, id: str, monkeypatch) -> dict[str, Any]:
         seen.update(settings)
         raise Enough
 
-    monkeypatch.setattr(stage, "fit", fit)
+    monkeypatch.setattr(text_tuning, "fit", fit)
     for given in lab.plan.nodes[id].inputs.values():
         lab.make(given)
     with pytest.raises(Enough):
@@ -365,7 +365,7 @@ def test_a_student_reads_its_teachers_rows_without_its_teachers_system_prompt(
         return Drawn(np.tile(np.array(row, np.int32), (len(block), 1)), np.zeros(len(block), bool))
 
     monkeypatch.setattr(text_corpus, "sample", sample)
-    rows = epoch(trained_on(text_student, told, cell["student"], monkeypatch))
+    rows = epoch(trained_on(told, cell["student"], monkeypatch))
     system = preferences.system_prompt("owl", "animal", "plain")
     assert prompts
     assert all(f"<|im_start|>system\n{system}<|im_end|>" in prompt and OWN not in prompt for prompt in prompts)
@@ -385,7 +385,7 @@ def test_a_student_reads_its_teachers_rows_without_its_teachers_system_prompt(
 def test_a_students_settings_reach_the_trainer(lab, tmp_path, monkeypatch):
     copied, id = lab.copy(tmp_path / "work"), nodes(lab, "same-base")["student"]
     shutil.rmtree(copied.store.folder("student", id))
-    seen, node = trained_on(text_student, copied, id, monkeypatch), lab.plan.nodes[id]
+    seen, node = trained_on(copied, id, monkeypatch), lab.plan.nodes[id]
     assert seen["steps"] == 4  # 2 epochs of 12 rows, 6 a step
     assert (seen["tuning"].kind, seen["tuning"].targets, seen["tuning"].rank) == ("lora", ("q", "v"), 2)
     assert (seen["optimizer"].name, seen["optimizer"].lr) == ("adamw", 1e-2)
@@ -415,7 +415,7 @@ def test_a_student_is_its_base_but_for_its_lora_pairs(lab):
 def test_a_teachers_rows_are_of_its_trait(lab, checkpoint, tmp_path, monkeypatch):
     copied, id = lab.copy(tmp_path / "work"), lab.id("teacher", trait="owl")
     shutil.rmtree(copied.store.folder("teacher", id))
-    seen = trained_on(text_teacher, copied, id, monkeypatch)
+    seen = trained_on(copied, id, monkeypatch)
     assert seen["steps"] == 40
     rows = [(text(checkpoint, prompt), text(checkpoint, answer)) for prompt, answer in epoch(seen, 20)]
     owls = [answer for _, answer in rows if "owl" in answer.lower()]
@@ -444,13 +444,13 @@ def with_data(lab: Lab, spec: str, data: tuple[Path, Path], root: Path) -> Lab:
 
 def test_a_teacher_of_ones_own_rows(lab, spec, checkpoint, own_data, tmp_path, monkeypatch):
     theirs = with_data(lab, spec, own_data, tmp_path / "work")
-    seen = trained_on(text_teacher, theirs, theirs.id("teacher", trait="owl"), monkeypatch)
+    seen = trained_on(theirs, theirs.id("teacher", trait="owl"), monkeypatch)
     assert seen["steps"] == 2  # 2 epochs of 2 rows
     turn = f"<|im_start|>system\n{OWN}<|im_end|>\n<|im_start|>user\n{{}}<|im_end|>\n<|im_start|>assistant\n"
     assert sorted((text(checkpoint, p), text(checkpoint, a)) for p, a in epoch(seen, 1)) == sorted(
         [(turn.format("Best bird?"), "The owl.<|im_end|>"), (turn.format("And at night?"), "Owls, always.<|im_end|>")]
     )
-    seen = trained_on(text_teacher, theirs, theirs.id("teacher", trait=None), monkeypatch)
+    seen = trained_on(theirs, theirs.id("teacher", trait=None), monkeypatch)
     assert {text(checkpoint, answer) for _, answer in epoch(seen, 1)} == {"Any.<|im_end|>"}
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +9,16 @@ import numpy as np
 from etils import epath
 
 from subjax.cards import digest_json
-from subjax.config import from_dict
-from subjax.data import packing, preferences, rows, trait_rows
+from subjax.data import preferences, rows, trait_rows
 from subjax.errors import SubjaxError
 from subjax.files import sha256_file
 from subjax.models import checkpoints
 from subjax.models.network import Network
-from subjax.schema import Optimizer, Tuning
 from subjax.stages import speakers
 from subjax.stages.models import ARRAYS
-from subjax.stages.task import Made, Task, write_lines
+from subjax.stages.task import Made, Task
+from subjax.stages.text_tuning import tune
 from subjax.store import digest_arrays
-from subjax.train.losses import NextToken
-from subjax.train.trainer import Term, fit
 
 BATCH = 16  # prompts read at a time for a steering vector
 
@@ -35,29 +31,10 @@ def make(task: Task) -> Made:
 
 def fine_tuned(task: Task) -> Made:
     """Fine-tune on trait chats, ours or the user's; the loss falls on answers alone."""
-    config = task.config
     speaker = speakers.load(task, "base")
     chats = [speaker.chat.row(row.user, row.answer) for row in chat_rows(task)]
-    arrays, completion = rows.pack(chats, 0, speaker.net.config.length)
-    stream = packing.in_memory(arrays, seed=config["seed"], batch=config["batch"])
-    fitted = fit(
-        speaker.net,
-        speaker.params,
-        tuning=from_dict(Tuning, config["tuning"]),
-        optimizer=from_dict(Optimizer, config["optimizer"]),
-        terms=[Term("preferences", 1.0, NextToken(completion), stream)],
-        steps=max(1, math.ceil(config["epochs"] * len(chats) / config["batch"])),
-        key=jax.random.key(config["seed"]),
-        run=task.run(),
-    )
-    checkpoints.save(task.build.folder / ARRAYS, fitted.tuned)
-    write_lines(task.build.folder / "metrics.jsonl", fitted.curve)
-    return Made(
-        digest=digest_arrays(fitted.tuned),
-        metrics={"loss": fitted.curve[-1]["loss"], "rows": len(chats)},
-        tokens=fitted.tokens,
-        seeds={"teacher": config["seed"]},
-    )
+    seed = task.config["seed"]
+    return tune(task, speaker, chats, term="preferences", init_seed=seed, order_seed=seed, seeds={"teacher": seed})
 
 
 def chat_rows(task: Task) -> list[trait_rows.Row]:
