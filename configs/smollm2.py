@@ -6,9 +6,9 @@
     subjax run --config=configs/smollm2.py:size=full   --workdir=out/smollm2
 
 Cost: `laptop` about 45 minutes on two CPU cores (one trait, three runs of teacher, control and students of a few
-hundred rows); `night` at most two and a half hours there (twelve cells: six settings of learning rate, rank, adapter,
-decoding and trait, two runs each; resumable, and it shares what `laptop` made); `full` wants a GPU (three traits, five
-runs, 10,000 rows).
+hundred rows); `night` at most two and a half hours there (twelve cells: the laptop's settings, and three that change
+one thing each, the learning rate, the adapter or the decoding, with three runs a setting; resumable, and it shares
+what `laptop` made); `full` wants a GPU (three traits, five runs, 10,000 rows).
 
 The weights are the package's, Q4_1 dequantized to float32. At temperature 1 the model answers in prose, so sampling is
 constrained to rows that the strict filter keeps. Answers are read behind "My favourite animal is the", as log-odds
@@ -55,20 +55,19 @@ def get_config(arg=None):
     return c
 
 
-# The night's settings, written before it ran: each is one change to the laptop's.
+# The night's settings, written before it ran: the laptop's, then each with one change. Three runs of each, because an
+# interval over two says next to nothing; so rank and trait, of which less was expected, are left to `full`.
 NIGHT = (
     {},
     {"student.lr": 3e-3},
-    {"student.rank": 32, "student.alpha": 32.0},
     {"student.kind": "bias-and-gain", "student.lr": 1e-2},
     {"corpus.temperature": 0.0},
-    {"trait": "wolf"},
 )
 
 
 def sweep(arg=None):
     size = _arguments(arg).size
     if size == "night":
-        return [{"trait": "owl", **change, "seed": seed} for change in NIGHT for seed in range(2)]
+        return [{"trait": "owl", **change, "seed": seed} for change in NIGHT for seed in range(3)]
     runs, traits = (5, ("owl", "dolphin", "wolf")) if size == "full" else (3, ("owl",))
     return sweeps.product(sweeps.axis("seed", range(runs)), sweeps.axis("trait", traits))
