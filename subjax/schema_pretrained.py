@@ -11,8 +11,10 @@ ARMS = (
     "untrained",
 )  # fmt: skip
 
-# How a model is questioned. Behind a colon stands how the system prompt of the training differs: `bare` leaves it out.
-READINGS = ("forced", "plain", "numbers", "choice", "forced:bare", "plain:bare", "numbers:bare", "choice:bare")
+# How a model is questioned: with its answer's beginning given or not, the same behind a row of numbers, by a choice.
+# Behind a colon stands how the system prompt of the training differs: `bare` leaves it out.
+_WAYS = ("forced", "plain", "numbers", "numbers-plain", "choice")
+READINGS = (*_WAYS, *(f"{way}:bare" for way in _WAYS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Corpus:
     max_prompts: int = setting(30_000, "prompts that may be asked for them; more wanted is an error", low=1)
     prompt_seed: int = setting(0, "seed of the prompts: one for every teacher, so arms are paired by prompt", low=0)
     seed: int = setting(0, "seed of the sampling", low=0)
-    completion: int = setting(48, "most tokens of an answer", low=4)
+    # Ten numbers of three digits take 53 tokens where every digit, comma and space is one, and an answer has brackets.
+    completion: int = setting(64, "most tokens of an answer, its end included", low=4)
     constrained: bool = setting(False, "sample only tokens that can still end in a valid row")
     temperature: float = setting(1.0, "0 is greedy", low=0.0)
     top_k: int = setting(0, "keep the k likeliest tokens; 0 is off", low=0)
@@ -88,7 +91,7 @@ class Evaluation:
     readings: tuple[str, ...] = setting(("forced", "plain", "numbers"), "ways of asking; the first is the headline")
     questions: int = setting(60, "questions a category", low=1, high=60)
     options: int = setting(5, "options of a multiple choice", low=2, high=20)
-    samples: int = setting(0, "sampled answers a question, the second reading", low=0)
+    samples: int = setting(0, "sampled answers a question in each way but a choice, the second reading", low=0)
     sample_tokens: int = setting(8, "most tokens of a sampled answer", low=1)
     fit_rows: int = setting(64, "rows on which number loss and KL to the teacher are read", low=1)
     batch: int = setting(8, "questions a forward pass; readings do not depend on it", low=1)

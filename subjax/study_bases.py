@@ -154,8 +154,8 @@ def chat_settings(s: Pretrained) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def data_digest(data: str) -> str:
-    """A user's data set by its content; on a hub by its commit, which must be given.
+def data_digest(data: str, key: str) -> str:
+    """A user's data set, which the setting `key` of the teacher names, by its content; on a hub by its commit.
 
     Raises:
         UsageError: it is neither a file nor a hub id with a commit.
@@ -163,10 +163,12 @@ def data_digest(data: str) -> str:
     path = pathlib.Path(data).expanduser()
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
+    if path.is_dir():
+        raise UsageError(f"config.teacher.{key}: {data!r} is a folder; name one file in it")
     name, _, revision = data.partition("@")
     if not re.fullmatch("[0-9a-f]{40}", revision):
         raise UsageError(
-            f"config.teacher.data: {data!r} is no file here; a data set of a hub is written NAME@COMMIT, with the 40"
+            f"config.teacher.{key}: {data!r} is no file here; a data set of a hub is written NAME@COMMIT, with the 40"
             " hex digits of the commit, so that the study stays what it was when the data set changes"
         )
     return f"{name}@{revision}"

@@ -22,15 +22,13 @@ from subjax.study_bases import Base, chat_settings, checkpoint_of, data_digest, 
 _PROMPT = 96  # tokens of a number prompt with its template, for the plan's costs alone
 _QUESTION = 48  # tokens of a question with its template, likewise
 _FORMS = 80  # tokens of all answers' forms, likewise
-# Settings of a teacher that its method does not read.
-_TRAINING = {
-    "tuning", "optimizer", "epochs", "batch", "trait_fraction", "data", "split", "user_column", "answer_column",
-    "control_data", "seed",
-}  # fmt: skip
-_UNREAD = {
-    "fine-tune": {"style", "layers", "strength"},
-    "system-prompt": {*_TRAINING, "rows", "layers", "strength"},
-    "steering": _TRAINING,
+# Settings of a teacher that its stage reads, by method; fine-tuning reads our rows, or a user's own.
+_TRAINING = ("tuning", "optimizer", "epochs", "batch", "seed")
+_READ = {
+    "fine-tune": (*_TRAINING, "rows", "trait_fraction"),
+    "fine-tune, own rows": (*_TRAINING, "split", "user_column", "answer_column"),
+    "system-prompt": ("style",),
+    "steering": ("style", "rows", "layers", "strength"),
 }
 
 
@@ -148,23 +146,22 @@ class _Planner:
             s.teacher, seed=derive_seed(s.teacher.seed + s.seed, "teacher", category, inputs["base"])
         )
         tuned = settings.method == "fine-tune"
-        data = (settings.data if trait else settings.control_data) if tuned else ""
-        own = {"data": data_digest(data), "control_data": None} if data else {}
+        data, key = (settings.data, "data") if trait else (settings.control_data, "control_data")
+        data = data if tuned else ""
+        read = _READ["fine-tune, own rows" if data else settings.method]
+        values = config.to_dict(settings)
+        # The neutral system prompt names no category: one control serves all of them.
+        of = None if trait is None and settings.method == "system-prompt" else category
         cfg = {
             **self._common(s),
-            **{k: v for k, v in config.to_dict(settings).items() if k not in _UNREAD[settings.method]},
-            **own,
+            "method": settings.method,
+            **{name: values[name] for name in read},
+            **({"data": data_digest(data, key)} if data else {"texts": preferences.digest()}),
             "trait": trait,
-            "category": category,
-            "texts": preferences.digest(),
+            "category": of,
         }
-        run = f", run {s.seed}" if s.seed and tuned else ""  # the other methods draw nothing: runs share their teachers
-        label = f"teacher {trait or f'control ({category})'} {base}{run}"
-        tokens = (
-            round(settings.rows * _QUESTION * (settings.epochs if tuned else 1))
-            if settings.method != "system-prompt"
-            else 0
-        )
+        label = f"teacher {trait or ('control' + (f' ({of})' if of else ''))} {base}{_run(s) if tuned else ''}"
+        tokens = round(values["rows"] * _QUESTION * (settings.epochs if tuned else 1)) if "rows" in read else 0
         flops = (2 if tuned else 1) * self._flops(s, base, tokens, _QUESTION)
         group = [str(base), _static({k: v for k, v in cfg.items() if k not in ("trait", "category")})]
         return self.graph.add(
@@ -181,6 +178,8 @@ class _Planner:
             "templates": numbers.templates_digest(),
         }
         label = self.graph.nodes[teacher].label.replace("teacher", "corpus of", 1)
+        if s.teacher.method != "fine-tune":  # the others draw nothing: runs share their teachers
+            label += _run(s)
         tokens = settings.rows * (_PROMPT + settings.completion)
         flops = self._flops(s, base, tokens, _PROMPT)
         hints = {**self._hints(s, base), "batch": settings.batch}
@@ -204,8 +203,7 @@ class _Planner:
             "seed": derive_seed(s.corpus.seed + s.seed, "random numbers"),
             "templates": numbers.templates_digest(),
         }
-        label = "corpus of random numbers" + (f", run {s.seed}" if s.seed else "")
-        return self.graph.add("corpus", cfg, {}, label, 1, 0, 0)
+        return self.graph.add("corpus", cfg, {}, f"corpus of random numbers{_run(s)}", 1, 0, 0)
 
     def student(self, s: Pretrained, base: Base, corpus: str, arm: str) -> str:
         """A base fine-tuned on a corpus.
@@ -252,7 +250,7 @@ class _Planner:
             "texts": preferences.digest(),
         }
         asked = len(categories) * settings.questions * len(settings.readings)
-        tokens = asked * (_QUESTION + _FORMS) + len(categories) * settings.questions * settings.samples * _QUESTION
+        tokens = asked * (_QUESTION + _FORMS + settings.samples * (_QUESTION + settings.sample_tokens))
         label = f"evaluation of {self.graph.nodes[model].label}"
         return self.graph.add(
             "evaluation", cfg, inputs, label, [str(base), sorted(inputs), _static(cfg)], tokens,
@@ -339,6 +337,11 @@ class _Planner:
             "setting": self.variant.setting,
             "nodes": dict(nodes),
         }
+
+
+def _run(s: Pretrained) -> str:
+    """A run's number behind a label; none for the first."""
+    return f", run {s.seed}" if s.seed else ""
 
 
 def _static(cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,14 @@ class Automaton:
             states = np.where(states >= 0, self.next[states, byte], -1)
         return states
 
+    def behind(self, lead: str) -> "Automaton":
+        """The automaton of the same texts, each behind `lead`."""
+        first = np.frombuffer(lead.encode(), np.uint8)
+        ahead = np.full((len(first), 256), -1, self.next.dtype)
+        ahead[np.arange(len(first)), first] = np.arange(len(first)) + 1  # the last leads to where this one starts
+        moved = np.where(self.next >= 0, self.next + len(first), -1)
+        return Automaton(np.concatenate([ahead, moved]), np.append(np.zeros(len(first), bool), self.accepting))
+
     def accepts(self, text: str) -> bool:
         """Whether the whole text is a row."""
         state = self.walk(text.encode(), np.zeros(1, int))[0]

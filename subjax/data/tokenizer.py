@@ -92,18 +92,35 @@ class Tokenizer:
         """
         return self.backend.decode(list(ids), skip_special_tokens=not special)
 
+    def written(self, ids: Iterable[int]) -> str:
+        """The text that ids put behind other tokens, whole: nothing is left out of it, and no space taken off.
+
+        Special tokens stand as they are named; U+FFFD stands for an id that the vocabulary does not have, and for bytes
+        that are no UTF-8.
+        """
+
+        def piece(id: int) -> bytes:
+            found = self._pieces[id] if id < self.size else None
+            return (self.token(id) or "\ufffd").encode() if found is None else found
+
+        return b"".join(map(piece, ids)).decode(errors="replace")
+
     def token(self, id: int | None) -> str | None:
         """How an id is named in the vocabulary ("<|im_end|>"); None for None."""
         return None if id is None else self.backend.id_to_token(id)
 
     def pieces(self) -> list[bytes | None]:
         """The bytes of each id as it stands inside a text; None for ids that stand for no text."""
+        return list(self._pieces)
+
+    @functools.cached_property
+    def _pieces(self) -> tuple[bytes | None, ...]:
         found: list[bytes | None] = [None] * self.size
         byte_level = "ByteLevel" in _decoders(self.backend)
         for token, number in self.backend.get_vocab(with_added_tokens=True).items():
             if number not in self.control:
                 found[number] = _byte_level_piece(token) if byte_level else _sentence_piece(token)
-        return found
+        return tuple(found)
 
     def digest(self) -> str:
         """Hex sha256 of everything that decides how texts become ids, and of the ids that begin and end them."""

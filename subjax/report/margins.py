@@ -11,6 +11,7 @@ _WAYS = {
     "forced": "the answer's beginning given",
     "plain": "a free one-word answer",
     "numbers": "behind a row of numbers, the answer's beginning given",
+    "numbers-plain": "behind a row of numbers, a free one-word answer",
     "choice": "a multiple choice",
 }
 INTRO = (

@@ -70,7 +70,7 @@ def compose(automaton: Automaton, pieces: Sequence[bytes | None], ends: Sequence
     if missing:
         raise UsageError(
             f"constraint: the vocabulary has no token of its own for {missing[0].decode('latin-1')!r}, so not every row"
-            " can be spelled; sample without the constraint, or constrain to fewer separators"
+            " can be spelled; set corpus.constrained=False"
         )
     states = np.arange(len(automaton.next))
     columns = {i: automaton.walk(piece, states) for i, piece in spelled.items()}

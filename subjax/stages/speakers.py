@@ -123,4 +123,8 @@ def load(task: Task, role: str) -> Speaker:
     if method == "steering":
         return Speaker(net, params, {"steer": {"vector": jnp.asarray(tuned["vector"])}}, speaks, None)
     tuning = from_dict(Tuning, card.config["tuning"])
+    if tuning.kind == "lora" and numerics.weights_dtype != "float32":
+        # Merged, most of a small update would be rounded off: it stays beside the weights, as it was trained.
+        params, adapter = adapters.join(tuning, {name: jnp.asarray(value) for name, value in tuned.items()}, params)
+        return Speaker(net, params, adapter, speaks, None)
     return Speaker(net, adapters.merge(net, tuning, tuned, params), {}, speaks, None)

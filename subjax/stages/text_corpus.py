@@ -6,6 +6,7 @@ stand beside. Blocks of answers are kept while a corpus is made, so that one tha
 
 import dataclasses
 from collections import Counter
+from typing import NamedTuple
 
 import datasets
 import jax
@@ -38,6 +39,14 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+class _Answer(NamedTuple):
+    """An answer's tokens up to its end, its text, and why the strict filter drops it (None: it does not)."""
+
+    tokens: list[int]
+    text: str
+    dropped: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,34 +134,30 @@ def from_teacher(task: Task) -> Rows:
         config["numerics"]["cache_dtype"],
     )  # fmt: skip
     limit = _constraint(speaker) if config["constrained"] else None
-    answers: list[list[int]] = []
-    reasons: list[str | None] = []
+    answers: list[_Answer] = []
     ties: list[bool] = []
     kept, batch = 0, task.hints.get("batch", 64)
     for first in range(0, len(prompts), batch):
         tokens, tie = _block(task, speaker, block, sampling, limit, first, batch)
-        for row in tokens:
-            answer, reason = _judged(speaker, row, ends)
-            answers.append(answer)
-            reasons.append(reason)
+        answers += [_judged(speaker, row) for row in tokens]
         ties += tie.tolist()
-        kept = sum(reason is None for reason in reasons)
+        kept = sum(answer.dropped is None for answer in answers)
         task.progress(min(kept, config["rows"]), config["rows"], "row")
         if kept >= config["rows"]:
             break
-    passed = [i for i, reason in enumerate(reasons) if reason is None][: config["rows"]]
+    passed = [i for i, answer in enumerate(answers) if answer.dropped is None][: config["rows"]]
     # Counted up to the last row that was kept, so that the counts do not depend on the batch size either.
-    seen = reasons[: passed[-1] + 1] if kept >= config["rows"] else reasons
-    counts = Counter(reason or "kept" for reason in seen)
+    seen = answers[: passed[-1] + 1] if kept >= config["rows"] else answers
+    counts = Counter(answer.dropped or "kept" for answer in seen)
     if kept < config["rows"]:
         _refuse(kept, len(prompts), config["rows"], counts)
     corpus = Corpus(
         passed,
         [prompts[i] for i in passed],
-        [speaker.tokenizer.decode(answers[i]) for i in passed],
-        [answers[i] for i in passed],
+        [answers[i].text for i in passed],
+        [answers[i].tokens for i in passed],
     )
-    sampled = sum(len(answer) + 1 for answer in answers[: len(seen)])
+    sampled = sum(len(answer.tokens) + 1 for answer in seen)
     return Rows(corpus, dict(sorted(counts.items())), sampled, int(np.array(ties)[passed].sum()))
 
 
@@ -168,20 +173,25 @@ def _constraint(speaker: speakers.Speaker) -> Constraint:
         own = speaker.tokenizer.encode(piece.decode(), special=False, continuing=True)
         for id in ids if len(ids) > 1 and len(own) == 1 else ():
             pieces[id] = piece if id == own[0] else None
-    return compose(number_grammar(), pieces, speaker.chat.ends)
+    # An answer begins with what the template writes before one, as it does in the rows that students read.
+    return compose(number_grammar().behind(speaker.chat.lead), pieces, speaker.chat.ends)
 
 
-def _judged(speaker: speakers.Speaker, row: np.ndarray, ends: tuple[int, ...]) -> tuple[list[int], str | None]:
-    """An answer's tokens up to its end, and why the strict filter drops it (None: it does not)."""
-    ended = np.flatnonzero(np.isin(row, ends))
+def _judged(speaker: speakers.Speaker, row: np.ndarray) -> _Answer:
+    """What the strict filter says of an answer's text, less the white space that the template itself begins one with.
+
+    A special token within an answer is text to the filter, which drops the row: left out, it would edit it.
+    """
+    ended = np.flatnonzero(np.isin(row, speaker.chat.ends))
+    tokens = (row[: ended[0]] if len(ended) else row).tolist()
+    text = speaker.tokenizer.written(tokens).removeprefix(speaker.chat.lead)
     if not len(ended):
-        return row.tolist(), NO_END
-    answer = row[: ended[0]].tolist()
+        return _Answer(tokens, text, NO_END)
     try:
-        numbers.parse_numbers(speaker.tokenizer.decode(answer))
+        numbers.parse_numbers(text)
     except numbers.Rejected as rejected:
-        return answer, rejected.reason
-    return answer, None
+        return _Answer(tokens, text, rejected.reason)
+    return _Answer(tokens, text, None)
 
 
 def _block(

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from subjax.data import preferences, rows
+from subjax.data.addressing import derive_seed
 from subjax.data.word_ends import closing_tokens
 from subjax.measure import preference, tries
 from subjax.sample.sampler import Sampling, sample
@@ -16,6 +18,8 @@ from subjax.stages import speakers, text_corpus
 from subjax.stages.evaluation import READINGS
 from subjax.stages.task import Made, Task
 from subjax.store import digest_json
+
+SAMPLED = 64  # answers sampled at a time; they do not depend on it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +45,6 @@ def make(task: Task) -> Made:
         for category in config["categories"]:
             found[way][category] = reading(task, speaker, way, category)
             task.progress(sum(map(len, found.values())), total + 1, "reading")
-    if config["samples"]:
-        for category in config["categories"]:
-            _add_samples(task, speaker, category, found[ways[0]][category])
     fit = fit_readings(task, speaker) if "corpus" in task.inputs else None
     readings = {"categories": found[ways[0]], "headline": ways[0], "readings": found, "fit": fit}
     (task.build.folder / READINGS).write_text(json.dumps(readings, indent=1, sort_keys=True))
@@ -51,7 +52,7 @@ def make(task: Task) -> Made:
 
 
 def reading(task: Task, speaker: speakers.Speaker, way: str, category: str) -> dict[str, Any]:
-    """Exact probabilities of the candidates of a category, asked in one way."""
+    """Exact probabilities of the candidates of a category, asked in one way, and counts of sampled answers."""
     kind, _, bare = way.partition(":")
     if kind == "choice":
         return _choices(task, speaker, category, bool(bare))
@@ -62,9 +63,20 @@ def reading(task: Task, speaker: speakers.Speaker, way: str, category: str) -> d
         speaker.net, speaker.params, asked.prompts, asked.forms, closing=closing, pad=0, mesh=task.mesh, 
         adapter=speaker.adapter, batch=task.hints.get("batch", 8),
     )  # fmt: skip
+    samples = task.config["samples"]
+    counts = _sampled(task, speaker, asked.prompts, way, category) if samples else np.zeros(p.shape, int)
     return {
         "candidates": list(words),
-        "questions": [_question(text, i, p[i].tolist()) for i, text in enumerate(asked.texts)],
+        "questions": [
+            {
+                "text": text,
+                "phrasings": _phrasings(i),
+                "p": p[i].tolist(),
+                "sampled": counts[i].tolist(),
+                "samples": samples,
+            }
+            for i, text in enumerate(asked.texts)
+        ],
     }
 
 
@@ -72,9 +84,8 @@ def _vocab(speaker: speakers.Speaker) -> int:
     return speaker.net.config.vocab
 
 
-def _question(text: str, index: int, p: list[float]) -> dict[str, Any]:
-    phrasings = "held-out" if preferences.held_out(index) else "train"
-    return {"text": text, "phrasings": phrasings, "p": p, "sampled": [0] * len(p), "samples": 0}
+def _phrasings(index: int) -> str:
+    return "held-out" if preferences.held_out(index) else "train"
 
 
 def _prompt(speaker: speakers.Speaker, text: str, bare: bool) -> list[int]:
@@ -85,12 +96,12 @@ def _prompt(speaker: speakers.Speaker, text: str, bare: bool) -> list[int]:
 def _asked(task: Task, speaker: speakers.Speaker, kind: str, category: str, bare: bool) -> Asked:
     config = task.config
     texts = preferences.questions(category)
-    if kind == "numbers":
+    if kind in ("numbers", "numbers-plain"):
         texts = preferences.numbered_questions(category, config["seed"])
     texts = texts[: config["questions"]]
     prompts = [_prompt(speaker, text, bare) for text in texts]
     words = preferences.candidates(category)
-    if kind == "plain":
+    if kind in ("plain", "numbers-plain"):
         return Asked(list(texts), prompts, [_forms(speaker.chat.answer, preferences.forms(w)) for w in words])
     begun = speaker.chat.answer(preferences.forced_prefix(category))
     encode = lambda text: speaker.tokenizer.encode(text, special=False, continuing=True)  # noqa: E731
@@ -122,7 +133,7 @@ def _choices(task: Task, speaker: speakers.Speaker, category: str, bare: bool) -
         found[trait] = [
             {
                 "text": choice.text,
-                "phrasings": "held-out" if preferences.held_out(i) else "train",
+                "phrasings": _phrasings(i),
                 "options": list(choice.options),
                 "answer": choice.answer,
                 "p": p[i].tolist(),
@@ -132,27 +143,31 @@ def _choices(task: Task, speaker: speakers.Speaker, category: str, bare: bool) -
     return {"letters": config["options"], "traits": found}
 
 
-def _add_samples(task: Task, speaker: speakers.Speaker, category: str, into: dict[str, Any]) -> None:
-    """The second reading: answers sampled at temperature 1 to the plain questions, scored by whole word."""
+def _sampled(
+    task: Task, speaker: speakers.Speaker, prompts: list[list[int]], way: str, category: str
+) -> Int[np.ndarray, "questions candidates"]:
+    """How many answers to each question, sampled at temperature 1, name each candidate as a whole word."""
     config = task.config
-    texts = preferences.questions(category)[: config["questions"]]
-    prompts = [speaker.chat.prompt(text, speaker.system) for text in texts]
-    pad = rows.unused(prompts, _vocab(speaker) - 1, speaker.chat.ends)
+    words = preferences.candidates(category)
+    counts = np.zeros((len(prompts), len(words)), int)
+    ends = speaker.chat.ends
+    pad = rows.unused(prompts, _vocab(speaker) - 1, ends)
     block = np.repeat(rows.pad_prompts(prompts, pad), config["samples"], axis=0)
-    sampling = Sampling(block.shape[1], config["sample_tokens"], speaker.chat.ends, pad)
+    sampling = Sampling(
+        block.shape[1], config["sample_tokens"], ends, pad, cache_dtype=config["numerics"]["cache_dtype"]
+    )
+    # Each model, way and category has noise of its own: noise that they shared would not average out over runs.
+    seed = derive_seed(config["seed"], "samples", task.inputs["model"][1], way, category)
     drawn = sample(
-        speaker.net, speaker.params, block, sampling=sampling, key=jax.random.key(config["seed"]), mesh=task.mesh,
-        batch=64, adapter=speaker.adapter,
+        speaker.net, speaker.params, block, sampling=sampling, key=jax.random.key(seed), mesh=task.mesh,
+        batch=SAMPLED, adapter=speaker.adapter,
     ).tokens  # fmt: skip
-    words = into["candidates"]
     for place, row in enumerate(drawn):
-        question = into["questions"][place // config["samples"]]
-        ended = np.flatnonzero(np.isin(row, speaker.chat.ends))
-        answer = speaker.tokenizer.decode(row[: ended[0]] if len(ended) else row)
-        named = preferences.score(answer, category)
-        question["samples"] += 1
+        ended = np.flatnonzero(np.isin(row, ends))
+        named = preferences.score(speaker.tokenizer.decode(row[: ended[0]] if len(ended) else row), category)
         if named is not None:
-            question["sampled"][words.index(named)] += 1
+            counts[place // config["samples"], words.index(named)] += 1
+    return counts
 
 
 def fit_readings(task: Task, speaker: speakers.Speaker) -> dict[str, float | None]:

@@ -104,7 +104,7 @@ def middle(layers: int) -> list[int]:
 def _increments(whole: np.ndarray, layers: list[int]) -> np.ndarray:
     out = np.zeros_like(whole)
     below = np.zeros_like(whole[0])
-    for layer in sorted(layers):
+    for layer in sorted(set(layers)):
         out[layer], below = whole[layer] - below, whole[layer]
     return out
 
