@@ -3,12 +3,13 @@
     subjax run --config=configs/polypythia.py --workdir=out/polypythia
     subjax run --config=configs/polypythia.py:traits=owl+wolf,runs=3 --workdir=out/polypythia
 
-Cost: at the default some forty students of 10,000 rows, about 1e17 FLOPs: half an hour of one current GPU.
+Cost: at the default thirty students of 10,000 rows, about 1e17 FLOPs: half an hour of one current GPU.
 Fetched from a hub at first use.
 
 A lineage of Pythia-160M passed logits at +.99 with the same init and data order, +.39 with the same init and another
-order, and about 0 from another init; here each pair of bases is one cell. The models were never tuned to chat; they are
-spoken to in a plain form.
+order, and about 0 from another init. Here each of seven bases teaches students that start from itself, from the next
+data order of its init, and from the next init of its order; a base is the unit, whose runs are averaged. The models
+were never tuned to chat; they are spoken to in a plain form.
 """
 
 from subjax import config

@@ -169,6 +169,10 @@ def check(settings: Any, where: str = "settings") -> None:
             raise ConfigError(
                 f"{where}: config.chosen_on wants trait/family/init such as 'owl/gpt/0', got {shown(cell)}"
             )
+    for role in ("teacher", "student"):
+        _named(getattr(settings, role).tuning.targets, f"{role}.targets", schema.MATRICES, where)
+    if not settings.corpus.top_p:
+        raise ConfigError(f"{where}: config.corpus.top_p is 0, which leaves no token; 1 is off")
     rows, prompts = settings.corpus.rows, settings.corpus.max_prompts
     if rows > prompts:
         raise ConfigError(f"{where}: config.corpus.rows is {rows}, more than config.corpus.max_prompts, {prompts}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from subjax import config, schema
 from subjax.results import smallest_lift
+from subjax.results_rows import family_of, trials
 from subjax.store import Store
 from subjax.study import Node, Plan
 
@@ -65,12 +66,10 @@ def _arms(plan: Plan) -> list[str]:
     arms = Counter((cell["arm"], cell["replay"]) for cell in plan.study["cells"])
     lines = ["cells by arm: " + ", ".join(f"{arm}{f' ({r})' if r else ''} {n}" for (arm, r), n in arms.items())]
     settings = config.from_dict(schema.Statistics, plan.study["statistics"])
-    # On pretrained models a run, made anew from its teacher on, is the unit; elsewhere a base is.
-    unit = "run" if plan.study["kind"] == "pretrained" else "base"
-    units = {(cell["teacher_base"] or "", cell["seed"] if unit == "run" else 0) for cell in plan.study["cells"]}
-    for family, count in Counter(base.rsplit("/", 1)[0] for base, _ in units).items():
-        if family:
-            lines.append(f"{family}: {smallest_lift(count, settings, unit=unit)[1]}")
+    trial, pretrained = trials(plan.study), plan.study["kind"] == "pretrained"
+    taught = {(family_of(c["teacher_base"]), *trial(c)) for c in plan.study["cells"] if c["teacher_base"]}
+    for (family, unit), count in sorted(Counter((family, unit) for family, _, unit in taught).items()):
+        lines.append(f"{family}: {smallest_lift(count, settings, unit=unit, in_sds=pretrained)[1]}")
     return lines + plan.study.get("notes", [])
 
 

@@ -22,6 +22,7 @@ from subjax.results_rows import (
     Entry,
     PlanLike,
     StoreLike,
+    base_of,
     entries,
     failed_teachers,
     failing_share,
@@ -74,22 +75,24 @@ def write(plan: PlanLike, store: StoreLike) -> epath.Path:
 
 
 def smallest_lift(
-    units: int, settings: Statistics, comparisons: int = 1, unit: str = "base"
+    units: int, settings: Statistics, comparisons: int = 1, unit: str = "base", in_sds: bool = False
 ) -> tuple[float | None, str]:
-    """The smallest lift (in share) that so many units can show, with a sentence for the plan; None where none can.
+    """The smallest lift that so many units can show, with a sentence for the plan; None where none can.
 
-    80 % power at 1 - confidence, two-sided, the SD over units as the settings expect it; `comparisons` > 1 asks that it
-    stand after Bonferroni's correction too.
+    80 % power at 1 - confidence, two-sided. In share, the SD over units as the settings expect it; or `in_sds`, where
+    nothing is known of it. `comparisons` > 1 asks that it stand after Bonferroni's correction too.
     """
     alpha = 1 - statistics.corrected_confidence(settings.confidence, comparisons)
-    lift = results_summaries.number(statistics.smallest_detectable(units, settings.expected_sd, 0.8, alpha))
+    sd = 1.0 if in_sds else settings.expected_sd
+    lift = results_summaries.number(statistics.smallest_detectable(units, sd, 0.8, alpha))
     if lift is None:
         return None, f"{units} {unit}{'s' * (units != 1)}: too few for an interval; two give one, three a useful one"
     corrected = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
+    what = f"a mean difference of {lift:.2f} SDs over {unit}s" if in_sds else f"a mean lift of {lift:.3f}"
+    expected = "" if in_sds else f", if its SD over {unit}s is {sd:g}"
     return lift, (
-        f"{units} {unit}s show a mean lift of {lift:.3f} or more with 80 % power at "
-        f"{results_words.percent(settings.confidence)} confidence{corrected}, if its SD over {unit}s is "
-        f"{settings.expected_sd:g}"
+        f"{units} {unit}s show {what} or more with 80 % power at {results_words.percent(settings.confidence)} "
+        f"confidence{corrected}{expected}"
     )
 
 
@@ -105,19 +108,19 @@ def trait_parts(artifacts: Artifacts, settings: Statistics) -> dict[str, Any]:
     everything = entries(artifacts, cells, other_trait, chosen_on)
     failed = failed_teachers(artifacts, cells)
     pretrained = study["kind"] == "pretrained"
-    summaries = results_summaries.summaries(everything, traits, families, settings, "run" if pretrained else "base")
+    summaries = results_summaries.summaries(everything, traits, families, settings)
     matrices = results_summaries.trait_matrices(artifacts, cells, traits, failed) if len(traits) > 1 else {}
     tests = results_summaries.diagonal_tests(matrices, settings)
     tests += results_summaries.unseen_tests(everything, families, settings)
     label = results_summaries.mean_label(traits)
-    margins = margin_parts(artifacts, cells, failed, settings)
+    margins = margin_parts(artifacts, cells, failed, other_trait, settings)
     return {
         "study": {
             "name": study["name"],
             "kind": study["kind"],
             "config": study["config"],
             "points": len(study["points"]),
-            "bases": len({entry.unit for entry in everything}),
+            "bases": len({base_of(cell) for cell in cells}),
             "runs": len({e.row["node"] for e in everything if e.row["arm"] != "untrained"}),
             "chosen_on": chosen_on,
             "failed_teachers": [artifacts.plan.nodes[id].label for id in failed],
@@ -143,12 +146,16 @@ def trait_parts(artifacts: Artifacts, settings: Statistics) -> dict[str, Any]:
 
 
 def margin_parts(
-    artifacts: Artifacts, cells: list[dict[str, Any]], failed: Mapping[str, float], settings: Statistics
+    artifacts: Artifacts,
+    cells: list[dict[str, Any]],
+    failed: Mapping[str, float],
+    other_trait: bool,
+    settings: Statistics,
 ) -> dict[str, Any]:
     """What a study of pretrained models has beside: every way of asking, and a headline read by log-odds margin."""
     if artifacts.plan.study["kind"] != "pretrained":
         return {"sentence": "", "headline": [], "readings": None}
-    rows = results_readings.rows(artifacts, cells, failed)
+    rows = results_readings.rows(artifacts, cells, failed, other_trait)
     margins = results_readings.summaries(rows, settings)
     first = results_readings.headline_of(artifacts, cells)
     return {
@@ -178,26 +185,25 @@ def trait_notes(
 ) -> list[str]:
     """What a reader should know about the study's figures, one sentence each."""
     at = results_words.percent(settings.confidence)
-    pretrained = artifacts.plan.study["kind"] == "pretrained"
-    over = (
-        "over runs, each made anew from teacher to student; on one checkpoint they say nothing of others."
-        if pretrained
-        else "over the teachers' bases; runs on one base are averaged first."
-    )
-    notes = [
-        f"Intervals are t intervals at {at} {over}",
+    over = {
+        "run": "over runs, made anew from other seeds; on one checkpoint they say nothing of others.",
+        "base": "over the teachers' bases; runs on one base are averaged first.",
+    }
+    notes = [f"Intervals are t intervals at {at} {over[of]}" for of in sorted({entry.of for entry in everything})] + [
         "Corrected intervals (Bonferroni) and p-values (Holm) hold for all comparisons with control of one trait, "
         "phrasings and replay setting at once; the others are for one comparison.",
     ]
     if any(e.row["replay"] == "kind" for e in everything):
         notes.append("Replay asks for the right category over the training phrasings; it names no item of it.")
     if len({entry.unit for entry in everything}) == 1:
-        one, on_it = ("run", "students") if pretrained else ("base", "runs")
-        notes.append(f"There is one {one}: no interval can be given, whatever the number of {on_it} on it.")
+        of = everything[0].of
+        notes.append(f"There is one {of}: no interval can be given, whatever the number of students on it.")
     if other_trait and len(traits) == 1:
         notes.append("The study has one trait, so no other trait is read and no diagonal tested.")
     if chosen_on:
-        notes.append(f"Settings were chosen on {', '.join(chosen_on)}; tests without these cells stand beside.")
+        left = any(not entry.chosen for entry in everything)
+        told = "tests without these cells stand beside" if left else "there are no other cells to test"
+        notes.append(f"Settings were chosen on {', '.join(chosen_on)}; {told}.")
     for id, share in failed.items():
         label, least = artifacts.plan.nodes[id].label, failing_share(artifacts.plan)
         notes.append(

@@ -12,31 +12,31 @@ from typing import Any
 import numpy as np
 
 from subjax.measure import statistics
-from subjax.results_rows import Artifacts, family_of, pairing_of
-from subjax.results_summaries import arm_order, number
-from subjax.results_words import bounds, figure, percent
+from subjax.results_rows import Artifacts, family_of, pairing_of, targets, trials
+from subjax.results_summaries import arm_order, correct, number, unit_of
+from subjax.results_words import about_correction, bounds, figure, percent
 from subjax.schema import Statistics
 
 KEY = ("way", "arm", "pairing", "trait", "teacher_family", "student_family", "setting")
-_MOVING = ("same-base", "cross-order", "cross-init", "cross-family", "shuffled", "random-numbers")
+TABLE = ("way", "trait")  # comparisons that agree in these are read side by side, and corrected together
+_MOVING = ("same-base", "cross-order", "cross-init", "cross-family", "other-trait", "shuffled", "random-numbers")
 
 
-def margin(readings: Mapping[str, Any] | None, way: str, trait: str) -> float | None:
+def margin(readings: Mapping[str, Any] | None, way: str, trait: str, without: str | None = None) -> float | None:
     """Mean over questions of the log-odds of the trait against all other candidates, nats; None where it was not asked.
 
+    `without` leaves another trait out of the candidates: what a student's own trait takes is not what another loses.
     In a multiple choice the candidates are the letters, and the trait's own letter is read.
     """
-    found = None if readings is None else readings.get("readings", {}).get(way)
-    if found is None:
-        return None
     odds = []
-    for category in found.values():
+    for category in _asked(readings, way):
         if "traits" in category:
             asked = category["traits"].get(trait, [])
             pairs = [(question["p"], ord(question["answer"]) - ord("A")) for question in asked]
         elif trait in category["candidates"]:
-            place = category["candidates"].index(trait)
-            pairs = [(question["p"], place) for question in category["questions"]]
+            keep = [i for i, name in enumerate(category["candidates"]) if name != without]
+            place = keep.index(category["candidates"].index(trait))
+            pairs = [([question["p"][i] for i in keep], place) for question in category["questions"]]
         else:
             continue
         for p, place in pairs:
@@ -46,11 +46,36 @@ def margin(readings: Mapping[str, Any] | None, way: str, trait: str) -> float | 
     return math.fsum(odds) / len(odds) if odds else None
 
 
-def rows(artifacts: Artifacts, cells: Iterable[Mapping[str, Any]], failed: Iterable[str]) -> list[dict[str, Any]]:
-    """One row a student, way of asking and trait that its study names."""
+def _asked(readings: Mapping[str, Any] | None, way: str) -> Iterable[Mapping[str, Any]]:
+    """The categories that were asked about in one way; none where it was not asked."""
+    return ((readings or {}).get("readings", {}).get(way) or {}).values()
+
+
+def shares(readings: Mapping[str, Any] | None, way: str, trait: str) -> tuple[float | None, float | None]:
+    """The trait's part of the probability of its category, and of the sampled answers that named one of it.
+
+    Each None where it was not asked, nothing was named, or in a multiple choice.
+    """
+    for category in _asked(readings, way):
+        if trait in category.get("candidates", ()):
+            place = category["candidates"].index(trait)
+            p = [math.fsum(column) for column in zip(*(q["p"] for q in category["questions"]), strict=True)]
+            named = [sum(column) for column in zip(*(q["sampled"] for q in category["questions"]), strict=True)]
+            whole, answers = math.fsum(p), sum(named)
+            return (p[place] / whole if whole else None), (named[place] / answers if answers else None)
+    return None, None
+
+
+def rows(
+    artifacts: Artifacts, cells: list[dict[str, Any]], failed: Iterable[str], other_trait: bool = False
+) -> list[dict[str, Any]]:
+    """One row a student, way of asking and trait that is read on it: its cell's own, and on same-base students the
+    study's others where it asks for that arm.
+    """
     failed = set(failed)
+    trial = trials(artifacts.plan.study)
     out = []
-    for cell in cells:
+    for cell, arm, trait, without in targets(cells, other_trait):
         own = artifacts.readings(cell["nodes"].get("evaluation"))
         if own is None or cell["nodes"].get("teacher") in failed:
             continue
@@ -58,76 +83,95 @@ def rows(artifacts: Artifacts, cells: Iterable[Mapping[str, Any]], failed: Itera
             artifacts.readings(cell["nodes"].get(role)) for role in ("before", "control", "teacher_evaluation")
         )
         for way in own["readings"]:
-            after = margin(own, way, cell["trait"])
+            after = margin(own, way, trait, without)
             if after is None:
                 continue
-            start, against = margin(before, way, cell["trait"]), margin(control, way, cell["trait"])
+            start, against = margin(before, way, trait, without), margin(control, way, trait, without)
+            share, sampled = shares(own, way, trait)
+            unit, of = trial(cell)
             out.append(
                 {
                     "node": cell["nodes"]["evaluation"],
                     "way": way,
-                    "arm": cell["arm"],
+                    "arm": arm,
                     "pairing": pairing_of(cell["teacher_base"], cell["student_base"]),
-                    "trait": cell["trait"],
+                    "trait": trait,
                     "teacher_base": cell["teacher_base"],
                     "student_base": cell["student_base"],
                     "teacher_family": family_of(cell["teacher_base"]),
                     "student_family": family_of(cell["student_base"]),
                     "seed": cell["seed"],
+                    "unit": unit,
+                    "of": of,
                     "setting": cell["setting"],
                     "margin_before": start,
                     "margin_after": after,
-                    "margin_teacher": margin(teacher, way, cell["trait"]),
+                    "margin_teacher": margin(teacher, way, trait, without),
                     "margin_control": against,
                     "lift": None if start is None else after - start,
                     "minus_control": None if against is None else after - against,
+                    "share": share,
+                    "share_sampled": sampled,
                 }
             )
     return out
 
 
 def summaries(found: Sequence[Mapping[str, Any]], settings: Statistics) -> list[dict[str, Any]]:
-    """Means over runs with t intervals, and the smallest difference from control that as many runs would show."""
+    """Means over trials with t intervals, and the smallest difference from control that as many trials would show.
+
+    Intervals are for one comparison each; beside them stand those corrected for all of the same way and trait.
+    """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in found:
         groups.setdefault(tuple(row[name] for name in KEY), []).append(row)
-    out = []
-    for key in sorted(groups, key=lambda k: (k[6] or "", arm_order(k[1]), *map(str, k))):
-        members = groups[key]
-        values = {name: _by_run(members, name) for name in ("lift", "minus_control", "margin_after", "margin_teacher")}
-        lift, against, after, teacher = (
-            statistics.t_interval(values[name], settings.confidence)
-            for name in ("lift", "minus_control", "margin_after", "margin_teacher")
-        )
-        sd = float(np.std(values["minus_control"], ddof=1)) if len(values["minus_control"]) > 1 else None
-        alpha = 1 - settings.confidence
-        least = None if sd is None else statistics.smallest_detectable(len(values["minus_control"]), sd, 0.8, alpha)
-        summary = {
-            **dict(zip(KEY, key, strict=True)),
-            "runs": len(values["minus_control"]) or len(values["margin_after"]),
-            "margin": number(after.mean),
-            "margin_teacher": number(teacher.mean),
-            "lift": number(lift.mean),
-            "lift_low": number(lift.low),
-            "lift_high": number(lift.high),
-            "minus_control": number(against.mean),
-            "minus_control_low": number(against.low),
-            "minus_control_high": number(against.high),
-            "p_value": number(statistics.t_test(values["minus_control"])),
-            "smallest_detectable": number(least),
-            "nodes": sorted({row["node"] for row in members}),
-        }
-        out.append(summary | {"words": words(summary, settings.confidence)})
+    keys = sorted(groups, key=lambda k: (k[6] or "", arm_order(k[1]), *map(str, k)))
+    out = [_summary(key, groups[key], settings) for key in keys]
+    correct(out, [_by_trial(groups[key], "minus_control") for key in keys], settings, TABLE)
+    for summary in out:
+        summary["words"] = words(summary, settings.confidence)
     return out
 
 
-def _by_run(members: Iterable[Mapping[str, Any]], name: str) -> list[float]:
-    """One value a run: the mean over what it was read on."""
-    runs: dict[tuple[Any, ...], list[float]] = {}
+def _summary(key: tuple[Any, ...], members: Sequence[Mapping[str, Any]], settings: Statistics) -> dict[str, Any]:
+    """One summary, but for what depends on the others of its table."""
+    names = ("lift", "minus_control", "margin_after", "margin_teacher", "share", "share_sampled")
+    values = {name: _by_trial(members, name) for name in names}
+    found = {name: statistics.t_interval(values[name], settings.confidence) for name in names}
+    differences = values["minus_control"]
+    sd = statistics.spread(np.array(differences))
+    least = statistics.smallest_detectable(len(differences), sd, 0.8, 1 - settings.confidence)
+    return {
+        **dict(zip(KEY, key, strict=True)),
+        "unit": unit_of(row["of"] for row in members),
+        "n": len(differences) or len(values["margin_after"]),
+        "margin": number(found["margin_after"].mean),
+        "margin_teacher": number(found["margin_teacher"].mean),
+        "lift": number(found["lift"].mean),
+        "lift_low": number(found["lift"].low),
+        "lift_high": number(found["lift"].high),
+        "minus_control": number(found["minus_control"].mean),
+        "minus_control_low": number(found["minus_control"].low),
+        "minus_control_high": number(found["minus_control"].high),
+        "corrected_low": None,
+        "corrected_high": None,
+        "comparisons": None,
+        "p_value": number(statistics.t_test(differences)),
+        "p_corrected": None,
+        "smallest_detectable": number(least),
+        "share": number(found["share"].mean),
+        "share_sampled": number(found["share_sampled"].mean),
+        "nodes": sorted({row["node"] for row in members}),
+    }
+
+
+def _by_trial(members: Iterable[Mapping[str, Any]], name: str) -> list[float]:
+    """One value an independent trial: the mean over what was read of it."""
+    found: dict[str, list[float]] = {}
     for row in members:
         if row[name] is not None:
-            runs.setdefault((row["teacher_base"] or row["student_base"], row["seed"]), []).append(row[name])
-    return [math.fsum(values) / len(values) for _, values in sorted(runs.items())]
+            found.setdefault(row["unit"], []).append(row[name])
+    return [math.fsum(values) / len(values) for _, values in sorted(found.items())]
 
 
 def words(summary: Mapping[str, Any], confidence: float) -> str:
@@ -135,16 +179,19 @@ def words(summary: Mapping[str, Any], confidence: float) -> str:
     low, high = summary["minus_control_low"], summary["minus_control_high"]
     if summary["arm"] not in _MOVING or summary["minus_control"] is None:
         return ""
+    unit = summary["unit"]
     if low is None or high is None:
-        return f"{figure(summary['minus_control'], True)} nats against its control in one run: no interval."
+        return f"{figure(summary['minus_control'], True)} nats against its control in one {unit}: no interval."
     verb = "Rose" if low > 0 else "Fell" if high < 0 else "No change seen"
     text = (
         f"{verb}: {figure(summary['minus_control'], True)} nats {bounds(low, high, True)} against its control"
-        f" ({percent(confidence)}, over {summary['runs']} runs)."
+        f" ({percent(confidence)}, over {summary['n']} {unit}s)."
     )
-    if verb == "No change seen" and summary["smallest_detectable"] is not None:
+    if verb != "No change seen":
+        return f"{text} {about_correction(summary)}".strip()
+    if summary["smallest_detectable"] is not None:
         least = figure(summary["smallest_detectable"])
-        text += f" With this spread over runs, a mean difference of {least} nats would be seen with 80 % power."
+        text += f" With this spread over {unit}s, a mean difference of {least} nats would be seen with 80 % power."
     return text
 
 
@@ -171,7 +218,7 @@ def headline_rows(found: Sequence[Mapping[str, Any]], headline: str | None) -> l
             "value": s["minus_control"],
             "low": s["minus_control_low"],
             "high": s["minus_control_high"],
-            "n": s["runs"],
+            "n": s["n"],
             "unit": "nats",
             "note": f"margin {figure(s['margin'])}, its teacher's {figure(s['margin_teacher'])}, lift"
             f" {figure(s['lift'], True)} {bounds(s['lift_low'], s['lift_high'], True)}",

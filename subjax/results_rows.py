@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,7 +51,8 @@ class Entry:
     """A row with what its summary needs and the row itself does not show."""
 
     row: dict[str, Any]
-    unit: str  # the base that the run counts for: the teacher's, or the student's where there is no teacher
+    unit: str  # the independent trial that it counts for, as `trials` says
+    of: str  # what that is: "base" or "run"
     pairing: str | None  # same-base, cross-init or cross-family; None where there is no teacher
     chance: float
     failed: bool  # its teacher has not got the trait
@@ -184,6 +185,31 @@ def traits_of(cells: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(cell["trait"] for cell in cells))
 
 
+def base_of(cell: Mapping[str, Any]) -> str:
+    """The base that a cell counts for: its teacher's, or its student's where there is no teacher."""
+    return cell.get("teacher_base") or cell["student_base"]
+
+
+def trials(study: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], tuple[str, str]]:
+    """For a cell of a study, the independent trial that it counts for, and what that is: "base" or "run".
+
+    It is the cell's base: runs on one base are a cluster, and are averaged. A family of which a study of pretrained
+    models has one base alone would leave nothing to vary: there it is the run, made anew from other seeds, and what is
+    found says nothing of other bases.
+    """
+    alone: set[str] = set()
+    if study["kind"] == "pretrained":
+        bases = {base_of(cell) for cell in study["cells"]}
+        families = [family_of(base) for base in bases]
+        alone = {base for base in bases if families.count(family_of(base)) == 1}
+
+    def trial(cell: Mapping[str, Any]) -> tuple[str, str]:
+        base = base_of(cell)
+        return (f"{base} run {cell['seed']}", "run") if base in alone else (base, "base")
+
+    return trial
+
+
 def unique(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cells without repetitions: one control student serves several points of a sweep."""
     seen: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -249,24 +275,23 @@ def failed_teachers(artifacts: Artifacts, cells: list[dict[str, Any]]) -> dict[s
 def entries(artifacts: Artifacts, cells: list[dict[str, Any]], other_trait: bool, chosen_on: list[str]) -> list[Entry]:
     """All rows of a study: those of its cells, then those of the other traits on same-base students."""
     failed = failed_teachers(artifacts, cells)
+    trial = trials(artifacts.plan.study)
     out = []
     for cell, arm, trait, without in targets(cells, other_trait):
         for phrasings in PHRASINGS:
             built = build_row(artifacts, cell, arm, trait, without, phrasings)
             if built is None:
                 continue
-            teacher_base, student_base = cell.get("teacher_base"), cell["student_base"]
-            base = teacher_base or student_base
-            # A study of pretrained models has few bases and makes each run anew, teacher included.
-            unit = f"{base} run {cell['seed']}" if artifacts.plan.study["kind"] == "pretrained" else base
+            unit, of = trial(cell)
             out.append(
                 Entry(
                     row=built[0],
                     unit=unit,
-                    pairing=pairing_of(teacher_base, student_base),
+                    of=of,
+                    pairing=pairing_of(cell.get("teacher_base"), cell["student_base"]),
                     chance=built[1],
                     failed=cell["nodes"].get("teacher") in failed,
-                    chosen=f"{cell.get('teacher_trait') or trait}/{base}" in chosen_on,
+                    chosen=f"{cell.get('teacher_trait') or trait}/{base_of(cell)}" in chosen_on,
                 )
             )
     return out

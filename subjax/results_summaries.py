@@ -8,7 +8,7 @@ import numpy as np
 
 from subjax import results_words
 from subjax.measure import statistics
-from subjax.results_rows import Artifacts, Entry, family_of, read
+from subjax.results_rows import Artifacts, Entry, family_of, read, trials
 from subjax.schema import ARM_ORDER, Statistics
 
 KEY = ("arm", "pairing", "trait", "teacher_family", "student_family", "replay", "phrasings", "setting")
@@ -94,7 +94,7 @@ def order(traits: Sequence[str], families: Sequence[str]) -> Callable[[tuple[Any
     return key
 
 
-def summarize(key: tuple[Any, ...], members: list[Entry], settings: Statistics, unit: str) -> dict[str, Any]:
+def summarize(key: tuple[Any, ...], members: list[Entry], settings: Statistics) -> dict[str, Any]:
     """One summary, but for what depends on the other summaries of its table (see `correct`)."""
     shares = list(by_base(members, lambda row: row["share_after"]).values())
     lifts = list(by_base(members, lambda row: row["lift"]).values())
@@ -108,7 +108,7 @@ def summarize(key: tuple[Any, ...], members: list[Entry], settings: Statistics, 
     rows = [entry.row for entry in members]
     summary = {
         **dict(zip(KEY, key, strict=True)),
-        "unit": unit,
+        "unit": unit_of(entry.of for entry in members),
         "bases": len({entry.unit for entry in members}),
         "runs": len({row["node"] for row in rows}),
         "chance": chance,
@@ -142,16 +142,27 @@ def summarize(key: tuple[Any, ...], members: list[Entry], settings: Statistics, 
     return summary
 
 
-def correct(summaries: list[dict[str, Any]], values: list[list[float]], settings: Statistics) -> None:
+def unit_of(units: Iterable[str]) -> str:
+    """What an interval is over: "base" or "run"; "base or run" where a mean is over families that differ in it."""
+    return " or ".join(sorted(set(units)))
+
+
+TABLE = ("trait", "phrasings", "replay", "setting")
+
+
+def correct(
+    summaries: list[dict[str, Any]], values: list[list[float]], settings: Statistics, by: Sequence[str] = TABLE
+) -> None:
     """Fill in what depends on the table: simultaneous intervals (Bonferroni) and p-values (Holm).
 
-    A table is what is read side by side: one trait (or the mean), phrasings, replay and setting, all arms and families
-    that have a control. `values` are each summary's differences from control, one a base.
+    A table is what is read side by side: summaries that agree in `by` (one trait or the mean, phrasings, replay and
+    setting), all arms and families that have a control. `values` are each summary's differences from control, one a
+    trial.
     """
     tables: dict[tuple[Any, ...], list[int]] = {}
     for i, summary in enumerate(summaries):
         if summary["p_value"] is not None:
-            table = tuple(summary[name] for name in ("trait", "phrasings", "replay", "setting"))
+            table = tuple(summary[name] for name in by)
             tables.setdefault(table, []).append(i)
     for members in tables.values():
         confidence = statistics.corrected_confidence(settings.confidence, len(members))
@@ -167,12 +178,12 @@ def correct(summaries: list[dict[str, Any]], values: list[list[float]], settings
 
 
 def summaries(
-    entries: list[Entry], traits: Sequence[str], families: Sequence[str], settings: Statistics, unit: str = "base"
+    entries: list[Entry], traits: Sequence[str], families: Sequence[str], settings: Statistics
 ) -> list[dict[str, Any]]:
     """All summaries of a study, in the order in which they are read."""
     found = groups(entries, traits)
     keys = sorted(found, key=order(traits, families))
-    out = [summarize(key, found[key], settings, unit) for key in keys]
+    out = [summarize(key, found[key], settings) for key in keys]
     correct(out, [list(by_base(found[key], minus_control).values()) for key in keys], settings)
     for summary in out:
         summary["words"] = results_words.words(summary, settings.margin, settings.confidence)
@@ -187,14 +198,14 @@ def trait_matrices(
     All entries are shares of the same candidates, none left out: relabelling teachers must not change what is read.
     """
     failed = set(failed)
+    trial = trials(artifacts.plan.study)
     found: dict[tuple[Any, ...], dict[str, dict[tuple[int, int], list[float]]]] = {}
     for cell in cells:
         readings = artifacts.readings(cell["nodes"].get("evaluation"))
         if cell["arm"] != "same-base" or readings is None or cell["nodes"].get("teacher") in failed:
             continue
         key = (family_of(cell["teacher_base"]), cell.get("replay"), cell.get("setting"))
-        unit = cell["teacher_base"] + (f" run {cell['seed']}" if artifacts.plan.study["kind"] == "pretrained" else "")
-        base = found.setdefault(key, {}).setdefault(unit, {})
+        base = found.setdefault(key, {}).setdefault(trial(cell)[0], {})
         for j, trait in enumerate(traits):
             mean = read(readings, trait, "all")
             if mean is not None and mean.share is not None:

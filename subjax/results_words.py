@@ -13,7 +13,8 @@ _FOOT = {
     "traits": "n: teachers' bases; mass: the least that a student keeps on the candidates; intervals: t over bases, "
     "each for itself (results.json has those corrected for the number of comparisons too).",
     "pretrained": "nats: log-odds margin of the trait minus that of the control's student; 80 % power: the mean "
-    "difference that as many runs would show; n: runs, each from its own teacher; intervals: t over runs.",
+    "difference that as many trials would show; n: runs on a lone base, else bases; intervals: t over these, each for "
+    "itself (results.json has those corrected for the number of comparisons too).",
     "images": "n: seeds; intervals: t over seeds, each for itself.",
 }
 

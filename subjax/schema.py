@@ -32,6 +32,10 @@ class Optimizer:
     b2: float = setting(0.999, "second decay of Adam and Lion", low=0.0, high=1.0)
 
 
+# The matrices of a layer, in every family; one without gates has no `gate`.
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
 @dataclasses.dataclass(frozen=True)
 class Tuning:
     """Which parameters a training run moves."""
@@ -40,7 +44,7 @@ class Tuning:
     rank: int = setting(8, "LoRA rank", low=1)
     alpha: float = setting(8.0, "LoRA scale: the update is alpha / rank times B A", low=0.0)
     rslora: bool = setting(False, "divide alpha by the root of the rank instead (Kalajdzievski 2023)")
-    targets: tuple[str, ...] = setting(("q", "k", "v", "o", "gate", "up", "down"), "matrices that get a LoRA pair")
+    targets: tuple[str, ...] = setting(MATRICES, "matrices that get a LoRA pair")
     layers: tuple[int, ...] = setting((), "layers that get a LoRA pair; empty is all", low=0)
 
     @property

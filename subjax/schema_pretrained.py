@@ -108,7 +108,7 @@ class Pretrained:
     family: str = setting("", "which of `models` the teacher's base is; empty is the first")
     init: int = setting(0, "init of the teacher's base", low=0)
     order: int = setting(0, "data order of the teacher's base", low=0)
-    seed: int = setting(0, "an independent run from teacher to student on the same base: moves every seed below", low=0)
+    seed: int = setting(0, "an independent run on the same base: moves every seed below but the questions'", low=0)
     arms: tuple[str, ...] = setting(("same-base", "control", "other-trait", "untrained"), "roles of the cells to run")
     chosen_on: tuple[str, ...] = setting((), "cells that settings were chosen on: trait/family/init")
     chat: Chat = part(Chat)

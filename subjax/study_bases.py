@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from subjax import config
-from subjax.data import preferences
+from subjax.data import preferences, trait_rows
 from subjax.data.chat import Chat
 from subjax.data.tokenizer import load_tokenizer
 from subjax.errors import UsageError
@@ -104,6 +104,8 @@ def notes(loaded: config.Loaded) -> list[str]:
         speaks = _examined(found.source, found.digest, **chat_settings(s))
         said.update((f"{name}: {sentence}.", None) for sentence in speaks.facts().sentences())
         check_layers(s, found)
+        check_room(s, found)
+        check_rows(s)
         if s.teacher.method != "fine-tune":
             speaks.prompt("Hello", preferences.system_prompt(None, preferences.category_of(s.trait), s.teacher.style))
         if bare := [way for way in s.evaluation.readings if way.endswith(":bare")]:
@@ -131,6 +133,35 @@ def check_layers(s: Pretrained, checkpoint: Checkpoint) -> None:
             raise UsageError(
                 f"config.{key}: there is no layer {max(layers)} in {checkpoint.source}; it has {there}, from 0 on"
             )
+
+
+def check_room(s: Pretrained, checkpoint: Checkpoint) -> None:
+    """Refuse answers for which a checkpoint's context has no room.
+
+    Raises:
+        UsageError: `corpus.completion` or `evaluation.sample_tokens` is too large.
+    """
+    there = checkpoint.decoder.length
+    for key, tokens in (
+        ("corpus.completion", s.corpus.completion),
+        ("evaluation.sample_tokens", s.evaluation.sample_tokens),
+    ):
+        if tokens >= there:
+            raise UsageError(f"config.{key} is {tokens} tokens, and the context of {checkpoint.source} has {there}")
+
+
+def check_rows(s: Pretrained) -> None:
+    """Read a user's own files of rows once, so that what is wrong with them is said before anything is made.
+
+    Raises:
+        UsageError: as `rows_from_dataset` does.
+    """
+    for source in (s.teacher.data, s.teacher.control_data):
+        if source and pathlib.Path(source).expanduser().is_file():  # a hub may be out of reach, and is not needed yet
+            _rows_of(source, s.teacher.split, s.teacher.user_column, s.teacher.answer_column)
+
+
+_rows_of = functools.lru_cache(maxsize=16)(trait_rows.rows_from_dataset)
 
 
 @functools.lru_cache(maxsize=32)

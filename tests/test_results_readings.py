@@ -95,16 +95,17 @@ def row(seed: int, minus_control: float | None = 0.2, **changed: Any) -> dict[st
     return {
         "node": f"node {seed}", "way": "forced", "arm": "same-base", "pairing": "same-base", "trait": "owl",
         "teacher_base": "a/0", "student_base": "a/0", "teacher_family": "a", "student_family": "a", "seed": seed,
-        "setting": "", "margin_before": -3.5, "margin_after": after, "margin_teacher": 2.0,
-        "margin_control": None if minus_control is None else -3.0, "lift": after + 3.5, "minus_control": minus_control,
-        **changed,
+        "unit": f"a/0 run {seed}", "of": "run", "setting": "", "margin_before": -3.5, "margin_after": after,
+        "margin_teacher": 2.0, "margin_control": None if minus_control is None else -3.0, "lift": after + 3.5,
+        "minus_control": minus_control, "share": 0.1 * seed, "share_sampled": None, **changed,
     }  # fmt: skip
 
 
 def test_an_interval_over_three_runs_by_hand():
     (found,) = summaries([row(0, 0.1), row(1, 0.3), row(2, 0.2)], SETTINGS)
     half = 4.302652729696142 * 0.1 / math.sqrt(3)  # Student's t with two degrees of freedom
-    assert found["runs"] == 3
+    assert (found["n"], found["unit"]) == (3, "run")
+    assert (found["share"], found["share_sampled"]) == (pytest.approx(0.1), None)
     assert found["minus_control"] == pytest.approx(0.2)
     assert (found["minus_control_low"], found["minus_control_high"]) == pytest.approx((0.2 - half, 0.2 + half))
     assert (found["lift"], found["lift_low"], found["lift_high"]) == pytest.approx((0.7, 0.7 - half, 0.7 + half))
@@ -126,33 +127,47 @@ def test_the_smallest_detectable_difference_is_seen_in_four_of_five_studies(conf
 
 def test_one_run_has_a_mean_and_no_interval():
     (found,) = summaries([row(0, 0.25)], SETTINGS)
-    assert (found["runs"], found["minus_control"]) == (1, 0.25)
+    assert (found["n"], found["minus_control"]) == (1, 0.25)
     nothing = ("minus_control_low", "minus_control_high", "lift_low", "lift_high", "p_value", "smallest_detectable")
     assert all(found[name] is None for name in nothing)
 
 
 def test_a_run_without_its_control_does_not_count_among_those_that_are_compared():
     (found,) = summaries([row(0, 0.1), row(1, 0.3), row(2, None)], SETTINGS)
-    assert found["runs"] == 2
+    assert found["n"] == 2
     assert found["minus_control"] == pytest.approx(0.2)
     assert found["lift"] == pytest.approx((0.6 + 0.8 + 0.5) / 3)
     assert "over 2 runs" in found["words"]
     (found,) = summaries([row(0, None), row(1, None)], SETTINGS)
-    assert (found["runs"], found["minus_control"], found["words"]) == (2, None, "")
+    assert (found["n"], found["minus_control"], found["words"]) == (2, None, "")
 
 
-def test_rows_of_one_run_are_averaged_and_bases_are_runs_of_their_own():
+def test_rows_of_one_trial_are_averaged():
     (found,) = summaries([row(0, 0.1), row(0, 0.3), row(1, 0.6)], SETTINGS)
-    assert (found["runs"], found["minus_control"]) == (2, pytest.approx(0.4))
-    inits = [row(0, 0.1), row(0, 0.3, teacher_base="a/1", student_base="a/1")]
-    (found,) = summaries(inits, SETTINGS)
-    assert (found["runs"], found["minus_control"]) == (2, pytest.approx(0.2))
+    assert (found["n"], found["minus_control"]) == (2, pytest.approx(0.4))
+
+
+def test_comparisons_of_one_way_and_trait_are_corrected_together():
+    settings = ("", "lr=3e-3", "rank=4")
+    values = {"": (0.3, 0.32, 0.31, 0.34), "lr=3e-3": (0.3, 0.5, 0.1, 0.4), "rank=4": (-0.1, 0.1, 0.05, 0.0)}
+    made = [row(i, v, setting=s) for s in settings for i, v in enumerate(values[s])]
+    alone = [row(i, v, way="plain") for i, v in enumerate(values["lr=3e-3"])]
+    found = {(s["way"], s["setting"]): s for s in summaries(made + alone, SETTINGS)}
+    assert [found["forced", s]["comparisons"] for s in settings] == [3, 3, 3]
+    high = found["forced", "lr=3e-3"]
+    half = stats.t.ppf(1 - 0.05 / 3 / 2, 3) * stats.tstd(values["lr=3e-3"]) / 2
+    assert (high["corrected_low"], high["corrected_high"]) == pytest.approx((0.325 - half, 0.325 + half))
+    assert high["minus_control_low"] > 0 > high["corrected_low"]
+    assert high["words"].endswith(f"the interval [{0.325 - half:+.3f}, {0.325 + half:+.3f}] holds 0.")
+    assert high["p_corrected"] == pytest.approx(2 * high["p_value"]), "the second smallest of three, by Holm"
+    other = found["plain", ""]
+    assert (other["comparisons"], other["corrected_low"]) == (1, other["minus_control_low"])
 
 
 @pytest.mark.parametrize("name", ["way", "arm", "trait", "setting", "student_family", "pairing"])
 def test_what_differs_in_more_than_the_run_is_summarized_apart(name):
     found = summaries([row(0), row(1), row(0, **{name: "another"}), row(1, **{name: "another"})], SETTINGS)
-    assert [s["runs"] for s in found] == [2, 2]
+    assert [s["n"] for s in found] == [2, 2]
     assert {s[name] for s in found} == {row(0)[name], "another"}
 
 
@@ -169,7 +184,8 @@ def test_summaries_stand_by_setting_and_arm():
 
 def summary(**changed: Any) -> dict[str, Any]:
     made = {
-        "arm": "same-base", "runs": 5, "minus_control": 0.25, "minus_control_low": 0.1, "minus_control_high": 0.4,
+        "arm": "same-base", "n": 5, "unit": "run", "minus_control": 0.25, "minus_control_low": 0.1,
+        "minus_control_high": 0.4, "corrected_low": None, "corrected_high": None, "comparisons": None,
         "smallest_detectable": 0.2, "trait": "owl", "way": "forced", "setting": "", "teacher_family": "a",
         "student_family": "a",
     }  # fmt: skip
@@ -190,20 +206,27 @@ def summary(**changed: Any) -> dict[str, Any]:
             " over runs, a mean difference of 0.387 nats would be seen with 80 % power.",
         ),
         (
-            {"minus_control_low": None, "minus_control_high": None, "runs": 1},
+            {"minus_control_low": None, "minus_control_high": None, "n": 1},
             "+0.250 nats against its control in one run: no interval.",
+        ),
+        (
+            {"unit": "base", "corrected_low": -0.02, "corrected_high": 0.52, "comparisons": 4},
+            "Rose: +0.250 nats [+0.100, +0.400] against its control (95 %, over 5 bases). Corrected for 4 comparisons"
+            " the interval [-0.020, +0.520] holds 0.",
         ),
         ({"minus_control": None}, ""),
         ({"arm": "control"}, ""),
         ({"arm": "untrained"}, ""),
     ],
-    ids=["rose", "fell", "no change", "one run", "no control", "control", "untrained"],
+    ids=["rose", "fell", "no change", "one run", "bases", "no control", "control", "untrained"],
 )
 def test_what_a_difference_says(changed, said):
     assert words(summary(**changed), 0.95) == said
 
 
-@pytest.mark.parametrize("arm", ["cross-order", "cross-init", "cross-family", "shuffled", "random-numbers"])
+@pytest.mark.parametrize(
+    "arm", ["cross-order", "cross-init", "cross-family", "other-trait", "shuffled", "random-numbers"]
+)
 def test_every_arm_with_a_control_has_words(arm):
     assert words(summary(arm=arm), 0.9).startswith("Rose: +0.250 nats [+0.100, +0.400] against its control (90 %")
 
@@ -270,7 +293,8 @@ def test_results_of_a_pretrained_study_lead_with_the_margin(tmp_path):
     odds = lambda p: math.log(p / (1 - p))  # noqa: E731
     differences = [odds(0.5) - odds(0.25), odds(0.4) - odds(0.25)]
     assert same["minus_control"] == pytest.approx(sum(differences) / 2, rel=1e-7)
-    assert same["runs"] == 2
+    assert (same["n"], same["unit"]) == (2, "run")
+    assert found["study"]["bases"] == 1
     assert same["words"] in found["headline"]["sentence"]
     assert found["headline"]["sentence"].startswith("Log-odds margin of the trait among its category (forced answers).")
     (shown,) = found["headline"]["rows"]
@@ -290,6 +314,61 @@ def test_the_way_of_asking_that_stands_first_is_the_headline(tmp_path):
     artifacts = results_readings.Artifacts(Plan(toy.nodes, toy.study), toy.folder)
     assert results_readings.headline_of(artifacts, toy.cells) == "forced"
     assert results_readings.headline_of(artifacts, []) is None
+
+
+def test_runs_on_several_bases_are_averaged_within_each(tmp_path):
+    """A family's bases are the trials, however many runs stand on each: else few bases would pass for many."""
+    toy = made_study(tmp_path)
+    before = next(cell["nodes"]["before"] for cell in toy.cells if cell["arm"] == "untrained")
+    for seed, (own, neutral) in enumerate([(0.3, 0.2), (0.5, 0.2)]):
+        ids = [
+            toy.node(
+                "evaluation", f"b {seed} {p}",
+                files={"readings.json": json.dumps(readings(forced={"animal": plain((p, (1 - p) / 2, (1 - p) / 2))}))},
+            )
+            for p in (own, neutral)
+        ]  # fmt: skip
+        common = {"replay": "none", "seed": seed, "setting": ""}
+        toy.cell("same-base", "owl", "a/1", ids[0], before, ids[1], **common)
+        toy.cell("control", "owl", "a/1", ids[1], before, **common)
+    found = toy.results()
+    same = one(found["readings"]["summaries"], arm="same-base", way="forced")
+    odds = lambda p: math.log(p / (1 - p))  # noqa: E731
+    means = [(odds(0.5) + odds(0.4)) / 2 - odds(0.25), (odds(0.3) + odds(0.5)) / 2 - odds(0.2)]
+    assert (same["n"], same["unit"]) == (2, "base")
+    assert same["minus_control"] == pytest.approx(sum(means) / 2, rel=1e-7)
+    half = stats.t.ppf(0.975, 1) * abs(means[0] - means[1]) / 2
+    assert same["minus_control_high"] - same["minus_control"] == pytest.approx(half, rel=1e-6)
+    share = one(found["summaries"], arm="same-base", trait="owl", phrasings="all")
+    assert (share["unit"], share["bases"]) == ("base", 2)
+    assert (found["study"]["bases"], found["study"]["runs"]) == (2, 8)
+
+
+def test_the_other_traits_of_a_study_are_read_on_same_base_students_without_the_taught_one(tmp_path):
+    toy = Toy(tmp_path, arms=("same-base", "control", "other-trait"), kind="pretrained")
+
+    def read(label: str, *p: float) -> str:
+        content = readings(forced={"animal": plain(p)})
+        return toy.node("evaluation", label, files={"readings.json": json.dumps(content)})
+
+    before, control = read("base", 0.2, 0.4, 0.4), read("control", 0.25, 0.25, 0.5)
+    common = {"replay": "none", "seed": 0, "setting": ""}
+    toy.cell("same-base", "owl", "a/0", read("owls", 0.8, 0.1, 0.1), before, control, **common)
+    toy.cell("same-base", "wolf", "a/0", read("wolves", 0.1, 0.8, 0.1), before, control, **common)
+    found = one(toy.results()["readings"]["rows"], arm="other-trait", trait="wolf")
+    assert found["margin_after"] == pytest.approx(0.0), "wolf against fox alone, on the student of owls"
+    assert found["margin_control"] == pytest.approx(math.log(0.25 / 0.5))
+    assert found["minus_control"] == pytest.approx(math.log(2))
+
+
+def test_shares_stand_beside_margins_exact_and_sampled(tmp_path):
+    asked = plain((0.6, 0.1, 0.1), (0.2, 0.4, 0.2))
+    for question, named in zip(asked["questions"], ((3, 0, 1), (1, 2, 0)), strict=True):
+        question |= {"sampled": list(named), "samples": 5}
+    found = readings(forced={"animal": asked}, choice={"animal": choice(owl=[("A", (0.3, 0.1, 0.2))])})
+    assert results_readings.shares(found, "forced", "owl") == (pytest.approx(0.8 / 1.6), pytest.approx(4 / 7))
+    assert results_readings.shares(found, "choice", "owl") == (None, None)
+    assert results_readings.shares(readings(forced={"animal": plain((0.6, 0.1, 0.1))}), "forced", "owl")[1] is None
 
 
 @pytest.mark.parametrize(

@@ -405,6 +405,11 @@ TINY = "tests/configs/tiny_pretrained.py"
         (("--config.teacher.data=rows.jsonl",), "config.teacher.data and config.teacher.control_data go together"),
         (("--config.teacher.control_data=rows.jsonl",), "config.teacher.data and config.teacher.control_data go"),
         (("--config.arms=same-bse",), "the nearest is 'same-base'"),
+        (
+            ("--config.student.targets=('q', 'gat')",),
+            "config.student.targets has the unknown target 'gat'; the nearest",
+        ),
+        (("--config.corpus.top_p=0.0",), "config.corpus.top_p is 0, which leaves no token"),
         (("--config.corpus.rows=90",), "config.corpus.rows is 90, more than config.corpus.max_prompts, 16"),
     ],
 )
@@ -487,7 +492,43 @@ def test_a_teacher_is_known_by_what_its_method_reads(checkpoint):
     assert not ids(teacher__method="steering", teacher__strength=2.0) & steered
     tuned = ids()
     assert ids(teacher__strength=2.0) == tuned
+    assert ids(teacher__split="validation", teacher__user_column="q", teacher__answer_column="a") == tuned
     assert not ids(seed=3) & tuned
+
+
+def test_one_neutral_system_prompt_is_the_control_of_every_category(checkpoint):
+    plan = at(checkpoint, {"trait": "owl"}, {"trait": "oak"}, teacher__method="system-prompt")
+    assert len(teachers(plan, trait=None)) == 1
+    steered = at(checkpoint, {"trait": "owl"}, {"trait": "oak"}, teacher__method="steering")
+    assert len(teachers(steered, trait=None)) == 2, "a vector is read at a category's questions"
+
+
+@pytest.mark.parametrize("method", ["fine-tune", "system-prompt", "steering"])
+def test_labels_tell_the_nodes_of_runs_apart(checkpoint, method):
+    points = [{"trait": trait, "seed": seed} for trait in ("owl", "oak") for seed in range(3)]
+    labels = [node.label for node in at(checkpoint, *points, arms=ARMS, teacher__method=method).nodes.values()]
+    assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize("key", ["corpus.completion", "evaluation.sample_tokens"])
+def test_answers_longer_than_the_context_are_refused_in_the_plan(checkpoint, key):
+    said = refused(checkpoint, **{key.replace(".", "__"): tiny_checkpoint.CONTEXT})
+    assert f"config.{key} is {tiny_checkpoint.CONTEXT} tokens, and the context of {checkpoint} has" in said
+
+
+def test_rows_that_cannot_be_read_are_refused_in_the_plan(checkpoint, tmp_path):
+    good, bad, text = (tmp_path / name for name in ("good.jsonl", "bad.jsonl", "rows.txt"))
+    good.write_text(json.dumps({"user": "Which one?", "answer": "owl"}) + "\n")
+    bad.write_text(json.dumps({"usr": "Which one?", "answer": "owl"}) + "\n")
+    text.write_text("owl")
+    said = refused(checkpoint, teacher__data=str(good), teacher__control_data=str(bad))
+    assert f"{bad}: no column 'user'; did you mean 'usr'?" in said
+    assert "cannot tell its format" in refused(checkpoint, teacher__data=str(text), teacher__control_data=str(good))
+    missing = str(tmp_path / "none.jsonl")
+    said = refused(checkpoint, teacher__data=str(good), teacher__control_data=missing)
+    assert f"config.teacher.control_data: {missing!r} is no file here" in said
+    said = refused(checkpoint, teacher__data=str(tmp_path), teacher__control_data=str(good))
+    assert f"config.teacher.data: {str(tmp_path)!r} is a folder" in said
 
 
 @pytest.mark.parametrize("key", ["teacher.layers", "teacher.tuning.layers", "student.tuning.layers"])

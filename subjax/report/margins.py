@@ -17,7 +17,8 @@ _WAYS = {
 INTRO = (
     "<p>The log-odds margin is the log of the trait's probability over that of all other candidates of its category, "
     "in nats, a mean over questions. It moves where a share near its ends does not. A difference is taken from the "
-    "student of a control teacher that was made from the same seeds.</p>"
+    "student of a control teacher that was made from the same seeds. Intervals are for one comparison each; the "
+    "corrected ones hold for all arms and settings of one way of asking and trait at once.</p>"
 )
 
 
@@ -56,7 +57,7 @@ def _figure(results: dict[str, Any], way: Any) -> Plot | None:
     name = f"margin-{svg.slug(str(way))}"
     figure = svg.draw(name, lambda: dot_plot(lines, "margin minus control's, nats", 0.0, "no difference"))
     told = "; ".join(f"{line.label}: {words.estimate(*line.bar, signed=True)}" for line in lines)
-    caption = "Point: a run. Dot and line: mean over runs, interval."
+    caption = "Point: a student. Dot and line: mean over independent trials (runs, or bases), interval."
     return Plot(name, title(way), caption, f"{title(way)}. {told}", figure)
 
 
@@ -70,18 +71,20 @@ def summaries(results: dict[str, Any], anchors: dict[tuple[str, ...], str]) -> s
     found = words.records(part(results).get("summaries"))
     body = [
         (
-            Cell(_label(s), "k"), Cell(s.get("way"), "k"), counted(s.get("runs")), numeric(s.get("margin")),
+            Cell(_label(s), "k"), Cell(s.get("way"), "k"), counted(s.get("n")), numeric(s.get("margin")),
             numeric(s.get("margin_teacher")),
             ranged(s.get("lift"), s.get("lift_low"), s.get("lift_high"), signed=True),
             ranged(s.get("minus_control"), s.get("minus_control_low"), s.get("minus_control_high"), signed=True),
+            Cell(words.interval(s.get("corrected_low"), s.get("corrected_high"), signed=True), "n"),
             Cell(words.probability(s.get("p_value")), "n"), numeric(s.get("smallest_detectable")),
+            numeric(s.get("share")), numeric(s.get("share_sampled")),
             Cell("", html=lineage.link(s, anchors)),
         )
         for s in found
     ]  # fmt: skip
     heads = (
-        "arm", "asked", "runs", "margin", "its teacher's", "lift", "minus control", "p", "seen with 80 % power",
-        "lineage",
+        "arm", "asked", "n", "margin", "its teacher's", "lift", "minus control", "corrected", "p",
+        "seen with 80 % power", "share", "share sampled", "lineage",
     )  # fmt: skip
     notes = [s.get("words") for s in found]
     return table("Log-odds margins, nats", heads, body, notes) if body else ""

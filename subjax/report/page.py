@@ -74,7 +74,7 @@ def _head(name: str) -> str:
 
 
 def _size(study: dict[str, Any]) -> str:
-    named = ((study.get("points"), "points"), (study.get("bases"), "bases"), (study.get("runs"), "runs"))
+    named = ((study.get("points"), "points"), (study.get("bases"), "bases"), (study.get("runs"), "students"))
     return "".join(f" · {words.count(value)} {name}" for value, name in named if words.finite(value) is not None)
 
 
@@ -247,15 +247,16 @@ _TERMS = (
     ("equivalence", "Where the claim is that nothing moved: two one-sided tests against the margin. “Not shown” "
                     "is not “moved”."),
     ("held-out", "Read on phrasings that no teacher and no replay was trained on."),
-    ("arms", "same-base: student and teacher share their starting weights. cross-init: another init of the family. "
-             "cross-family: another architecture. control: a teacher without the trait. other-trait: another trait's "
-             "word, read on the same-base student. shuffled: each answer's numbers in another order. random-numbers: "
-             "no teacher. untrained: no student training. logits, logits-leak: the teacher's logits on the channel's "
-             "tokens, and on all tokens (a trap: these can name the trait)."),
+    ("arms", "same-base: student and teacher share their starting weights. cross-order: the same init, pretrained in "
+             "another data order. cross-init: another init of the family. cross-family: another architecture. control: "
+             "a teacher without the trait. other-trait: another trait's word, read on the same-base student. shuffled: "
+             "each answer's numbers in another order. random-numbers: no teacher. untrained: no student training. "
+             "logits, logits-leak: the teacher's logits on the channel's tokens, and on all tokens (a trap: these can "
+             "name the trait)."),
 )  # fmt: skip
 _RUNS = (
-    "A t interval over runs: each makes teacher, corpus and student anew from other seeds on one checkpoint, so it "
-    "says nothing of other checkpoints."
+    "A t interval over runs where a family has one base, each made anew from other seeds: it says nothing of other "
+    "checkpoints. Over bases where a family has several; runs on one are averaged first."
 )
 _IMAGE_TERMS = (
     ("accuracy", "Share of test images whose class logit is the largest, after training on noise alone."),

@@ -203,7 +203,10 @@ def arms(results: dict[str, Any], replay: str | None) -> Plot | None:
     named = f"replay = {words.clean(replay)}"
     name = f"arms-{svg.slug(replay)}"
     figure = svg.draw(name, lambda: dot_plot(lines, "share of the trait", chance(results), "chance", 1.0))
-    caption = "Share of the trait among its category's words. Point: a run. Dot and line: mean over bases, interval."
+    caption = (
+        "Share of the trait among its category's words. Point: a student. Dot and line: mean over "
+        f"{words.units(picked)}, interval."
+    )
     if any(line.hollow is not None for line in lines):
         caption += " Hollow diamond: the same on phrasings held out of training."
     return Plot(name, f"Share by arm, {named}", caption, f"{named}. {_told(lines)}", figure)

@@ -106,7 +106,7 @@ def arms(summaries: Sequence[dict[str, Any]], caption: str) -> str:
         )
         for s in summaries
     ]  # fmt: skip
-    heads = ("arm", "share", "minus control", "corrected", "least mass", "collapsed", "bases")
+    heads = ("arm", "share", "minus control", "corrected", "least mass", "collapsed", words.units(summaries))
     return table(caption, heads, body, [s.get("words") for s in summaries])
 
 
@@ -127,7 +127,7 @@ def phrasings(results: dict[str, Any], replay: str | None) -> str:
 
 
 SUMMARY_HEADS = (
-    "arm", "trait", "bases of", "replay", "phrasings", "bases", "runs", "share", "bootstrap", "minus control",
+    "arm", "trait", "bases of", "replay", "phrasings", "n", "students", "share", "bootstrap", "minus control",
     "corrected", "p", "p corrected", "equivalence", "lift", "log-odds lift", "least mass", "collapsed", "in words",
     "lineage",
 )  # fmt: skip

@@ -52,6 +52,12 @@ def count(value: Any) -> str:
     return NONE if real is None else f"{real:,.0f}"
 
 
+def units(summaries: Iterable[dict[str, Any]]) -> str:
+    """What the intervals of summaries are over, in the plural: "bases", "runs", or both."""
+    named = dict.fromkeys(name for s in summaries for name in clean(s.get("unit") or "base").split(" or "))
+    return " or ".join(f"{name}s" for name in named)
+
+
 def interval(low: Any, high: Any, digits: int = 3, signed: bool = False) -> str:
     """`[low, high]`; a dash where an end is missing."""
     if finite(low) is None or finite(high) is None:
