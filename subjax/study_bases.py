@@ -89,7 +89,9 @@ def checkpoint_of(settings: Pretrained, base: Base) -> Checkpoint:
 
 
 def notes(loaded: config.Loaded) -> list[str]:
-    """What each checkpoint's template does by itself, a sentence a fact: shared context decides whether a trait shows.
+    """What a reader should know of how the study's models speak, a sentence a fact.
+
+    First of all what each checkpoint's template does by itself: shared context decides whether a trait shows.
 
     Raises:
         UsageError: a template cannot be used, refuses the system prompts that the study's teachers need, or has words
@@ -103,6 +105,9 @@ def notes(loaded: config.Loaded) -> list[str]:
         found = checkpoint_of(s, Base(name, s.init, s.order))
         speaks = _examined(found.source, found.digest, **chat_settings(s))
         said.update((f"{name}: {sentence}.", None) for sentence in speaks.facts().sentences())
+        if s.corpus.constrained:
+            said["Rows are sampled under a constraint, which students learn too: KL is to the teacher without it, so it"
+                 " may rise while the number loss falls."] = None  # fmt: skip
         check_layers(s, found)
         check_room(s, found)
         check_rows(s)

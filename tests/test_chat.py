@@ -8,10 +8,12 @@ import pytest
 import tiny_tokenizers as tiny
 from etils import epath
 
+from subjax.data import number_templates
 from subjax.data.chat import DATE, Chat
 from subjax.data.tokenizer import load_tokenizer
 from subjax.errors import UsageError
 from subjax.models.source import open_source
+from subjax.schema_pretrained import Corpus
 
 # Short templates of our own, of the shapes that the families' templates have.
 TURNS = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -231,6 +233,19 @@ def test_special_tokens_in_somebodys_text_are_characters(name, tmp_path):
     assert decode(completion, special=True) == decode(usual_completion, special=True).replace("zzz", nasty)
 
 
+FULL = {layout.render(["999"] * 10) for _, layout in number_templates.FORMATS}  # of each layout, the longest row
+
+
+@pytest.mark.parametrize("template", ["auto", "plain"])
+def test_an_answer_has_room_for_ten_numbers_where_every_character_is_a_token(template, tmp_path):
+    named = {"eos_token": "<|im_end|>", "chat_template": CHATML}
+    backend = tiny.byte_level(IM, merged=0)
+    chat = Chat(load_tokenizer(tiny.folder(epath.Path(tmp_path), backend, tokenizer_config=named)), template)
+    lengths = [len(chat.row(USER, row)[1]) for row in FULL]
+    assert max(lengths) == max(map(len, FULL)) + len(chat.lead) + 1
+    assert max(lengths) <= Corpus().completion
+
+
 def test_white_space_that_a_template_takes_off(tmp_path):
     chat = SHAPES["llama 3"].chat(tmp_path)
     assert chat.row(USER, " 678, 12\n")[1] == SHAPES["llama 3"].completion_ids
@@ -444,6 +459,13 @@ def test_smollm2(smollm2):
     assert bare == [1, 9690, 198, 2, 198, 1, 4093, 198, 26843, 2, 198, 1, 520, 9531, 198]
     owls = chat.prompt("Hi", "You love owls.")
     assert owls == [1, 9690, 198, 2683, 2606, 27933, 30, 2, 198, 1, 4093, 198, 26843, 2, 198, 1, 520, 9531, 198]
+
+
+@pytest.mark.parametrize("template", ["auto", "plain"])
+def test_smollm2_has_room_for_ten_numbers(smollm2, template):
+    chat = Chat(smollm2, template)
+    lengths = {row: len(chat.row(USER, row)[1]) for row in FULL}
+    assert 40 < max(lengths.values()) <= Corpus().completion, lengths
 
 
 def test_smollm2_cuts_line_breaks_in_two_at_the_border(smollm2):

@@ -111,8 +111,23 @@ def test_every_layout_that_prompts_ask_for_is_accepted():
         assert number_grammar().accepts(text), text
 
 
-def test_every_state_is_reached_and_can_reach_acceptance():
-    grammar = number_grammar()
+LEADS = pytest.mark.parametrize("lead", ["", " ", "\n\n", "é"])
+
+
+@LEADS
+def test_a_grammar_behind_a_lead_has_the_same_texts_each_behind_it(lead):
+    behind, grammar = number_grammar(2, (", ", " ")).behind(lead), number_grammar(2, (", ", " "))
+    rows = ["".join(t) for n in range(6) for t in itertools.product("0[], .", repeat=n)]
+    for text in rows:
+        assert behind.accepts(lead + text) == grammar.accepts(text)
+        assert behind.accepts(text) == (text.startswith(lead) and grammar.accepts(text.removeprefix(lead)))
+        assert not behind.accepts(f"x{text}")
+    assert sum(map(grammar.accepts, rows)) > 20
+
+
+@LEADS
+def test_every_state_is_reached_and_can_reach_acceptance(lead):
+    grammar = number_grammar().behind(lead)
     edges = [(a, b) for a, row in enumerate(grammar.next.tolist()) for b in set(row) - {-1}]
     forth, back = {0}, set(np.flatnonzero(grammar.accepting).tolist())
     for _ in grammar.next:
@@ -275,6 +290,16 @@ def test_every_row_passes_the_filter_and_ends_within_its_room(quick_compiles, co
     if completion == 2:
         assert {len(parse_numbers(text)) for text in rows} == {1}
         assert len(set(rows)) > 8
+
+
+def test_rows_begin_with_the_lead_that_the_grammar_stands_behind(quick_compiles):
+    constraint = compose(number_grammar().behind(" "), PIECES, (END,))
+    assert constraint.distance[constraint.start] == 2  # " 5" is a token
+    drawn = [_sampled(completion, constraint=constraint).tokens for completion in (2, 12)]
+    for text in (text for tokens in drawn for text in _texts(tokens)):
+        assert text.startswith(" ")
+        assert _kept(text.removeprefix(" "))
+    assert {PIECES[token] for token in drawn[1][:, 0].tolist()} == {b" ", b" 5"}
 
 
 def test_rows_do_not_depend_on_the_batch_size_and_are_addressed_by_their_number(quick_compiles):

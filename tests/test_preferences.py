@@ -562,3 +562,12 @@ def test_a_hub_ids_revision_is_asked_for(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert rows_from_dataset("owls/north@v1", split="test[:3]") == ROWS
     assert asked == {"name": "owls/north", "revision": "v1", "split": "test[:3]"}
+
+
+def test_a_hub_data_set_that_is_a_program_is_one_line(monkeypatch):
+    def load_dataset(name, **_):
+        raise RuntimeError("Dataset scripts are no longer supported, but found north.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UsageError, match=r"^owls/north: cannot read split 'train': .* found north\.py: copy the rows"):
+        rows_from_dataset("owls/north")

@@ -450,6 +450,7 @@ def test_a_plan_says_what_the_template_does_by_itself(tmp_path):
     (note,) = [n for n in at(folder, chat__system="none").study["notes"] if "own system prompt" in n]
     assert "is left out" in note
     assert at(folder).study["notes"] != at(folder, chat__template="plain").study["notes"]
+    assert at(folder, corpus__constrained=True).study["notes"][1].startswith("Rows are sampled under a constraint")
 
 
 def test_a_template_that_refuses_system_prompts_is_told_where_a_teacher_needs_one(tmp_path):

@@ -1,5 +1,6 @@
 """The stages of a pretrained study on a real store: a tiny study from its checkpoint to its report, and its mishaps."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -18,6 +19,7 @@ from test_stages import Lab, one_line
 
 from subjax import cli, config, run, study
 from subjax.data import numbers, preferences
+from subjax.data.number_grammar import number_grammar
 from subjax.data.tokenizer import load_tokenizer
 from subjax.errors import Preempted, SubjaxError, UsageError
 from subjax.models import checkpoints, weights
@@ -27,8 +29,9 @@ from subjax.models.source import open_source
 from subjax.sample.sampler import Drawn
 from subjax.schema import Numerics
 from subjax.schema_pretrained import READINGS
-from subjax.stages import execution, text_corpus, text_evaluation, text_tuning
+from subjax.stages import execution, speakers, text_corpus, text_evaluation, text_tuning
 from subjax.stages.models import ARRAYS
+from subjax.stages.task import Task
 from subjax.store import Card, Store, inputs_of, node_id
 
 ROWS, PROMPTS, BATCH = 12, 16, 8
@@ -223,15 +226,22 @@ def test_a_corpus_is_of_valid_rows(lab, spec, checkpoint, arm):
         assert rows.completions != taught.completions
 
 
-def corpus_record(lab: Lab, teacher: str, kind: str = "teacher", hints: Any = None, **settings: Any) -> dict[str, Any]:
-    """The record of the trait's corpus with some settings changed, of this teacher."""
-    node = lab.plan.nodes[nodes(lab, "same-base")["corpus"]]
-    changed = {**node.config, **settings}
+def changed(
+    lab: Lab, like: str, role: str, model: str, kind: str, hints: Any = None, **settings: Any
+) -> dict[str, Any]:
+    """The record of a node of a test: as `like` is, with some settings changed, and this model as its one input."""
+    node = lab.plan.nodes[like]
+    config = {**node.config, **settings}
     return {
-        "kind": "corpus", "id": node_id("corpus", node.version, changed, {"teacher": teacher}), "config": changed,
-        "version": node.version, "label": "corpus of a test", "inputs": {"teacher": [kind, teacher]},
+        "kind": node.kind, "id": node_id(node.kind, node.version, config, {role: model}), "config": config,
+        "version": node.version, "label": f"{node.kind} of a test", "inputs": {role: [kind, model]},
         "hints": {**node.hints, **(hints or {})},
     }  # fmt: skip
+
+
+def corpus_record(lab: Lab, teacher: str, kind: str = "teacher", hints: Any = None, **settings: Any) -> dict[str, Any]:
+    """The record of the trait's corpus with some settings changed, of this teacher."""
+    return changed(lab, nodes(lab, "same-base")["corpus"], "teacher", teacher, kind, hints, **settings)
 
 
 def test_a_corpus_does_not_depend_on_the_batch(lab, tmp_path):
@@ -264,22 +274,25 @@ SAID = (("12, 34, 567<|im_end|>", None), ("owls!<|im_end|>", "no-digits"), ("123
         ("7; 8; 9.<|im_end|>ignored", None), ("12, 13", "no-end"), ("<|im_end|>", "empty"))  # fmt: skip
 
 
-@pytest.mark.parametrize("batch", [1, 4, 16])
-def test_the_strict_filter_counts_every_answer_up_to_the_last_that_is_kept(
-    lab, checkpoint, tmp_path, monkeypatch, batch
-):
-    tokenizer = tokenizer_of(checkpoint)
+def saying(answers: Any):
+    """A sampler that answers prompt i with the ids of answer i, over and over; one without end fills its room."""
 
-    def said(net, params, prompts, *, first, sampling, **more):
+    def sample(net, params, prompts, *, sampling, first=0, **more):
         rows = np.full((len(prompts), sampling.completion), sampling.pad, np.int32)
         for row in range(len(prompts)):
-            ids = tokenizer.encode(SAID[(first + row) % len(SAID)][0])[: sampling.completion]
-            # An answer without end fills its room.
+            ids = answers[(first + row) % len(answers)][: sampling.completion]
             rows[row, : len(ids)] = ids
             rows[row, len(ids) :] = sampling.pad if 2 in ids else ids[-1]
         return Drawn(rows, np.arange(first, first + len(prompts)) % 3 == 0)
 
-    monkeypatch.setattr(text_corpus, "sample", said)
+    return sample
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_the_strict_filter_counts_every_answer_up_to_the_last_that_is_kept(
+    lab, checkpoint, tmp_path, monkeypatch, batch
+):
+    monkeypatch.setattr(text_corpus, "sample", saying([tokenizer_of(checkpoint).encode(said) for said, _ in SAID]))
     copied = lab.copy(tmp_path / "work")
     record = corpus_record(lab, lab.id("teacher", trait="owl"), hints={"batch": batch}, rows=4, constrained=False)
     card = execution.execute(record, copied.store)
@@ -298,6 +311,70 @@ def test_the_strict_filter_counts_every_answer_up_to_the_last_that_is_kept(
         caught.value, "corpus of a test", f"only 6 valid rows of 9 wanted in {PROMPTS} prompts",
         "3 no-digits, 3 too-large", "corpus.constrained", "corpus.max_prompts", "corpus.rows",
     )  # fmt: skip
+
+
+def test_an_answer_with_a_special_token_or_none_of_the_vocabulary_inside_is_dropped(
+    lab, checkpoint, tmp_path, monkeypatch
+):
+    """Left out of its text, either would edit the row: "12, 13" is kept where the teacher said just that."""
+    tokenizer = tokenizer_of(checkpoint)
+    encode, beyond = tokenizer.encode, tokenizer.size + 1
+    assert beyond < model(checkpoint)[0].config.vocab
+    said = [
+        encode("12, 13<|im_end|>"),
+        encode("12, 13<|endoftext|><|im_end|>"),
+        [*encode("12, 13"), beyond, *encode("<|im_end|>")],
+        [*encode("12"), beyond, *encode(", 13<|im_end|>")],
+        encode("12<|im_start|>, 13<|im_end|>"),
+    ]
+    monkeypatch.setattr(text_corpus, "sample", saying(said))
+    copied = lab.copy(tmp_path / "work")
+    record = corpus_record(lab, lab.id("teacher", trait="owl"), rows=4, constrained=False)
+    card = execution.execute(record, copied.store)
+    rows = rows_of(copied, record["id"])
+    assert (rows.index, set(rows.completions)) == ([0, 5, 10, 15], {"12, 13"})
+    assert card.extra["filter"].pop("kept") == 4
+    assert sum(card.extra["filter"].values()) == 12
+
+
+@pytest.fixture
+def in_plain_form(spec, tmp_path) -> Lab:
+    """A study through the plain form, which writes a space before an answer; its base is made."""
+    made = Lab(study.plan(config.load(spec, ["--config.chat.template=plain"])), tmp_path / "work")
+    made.make(made.id("base"))
+    return made
+
+
+def test_constrained_answers_begin_as_the_template_begins_them_and_rows_are_bare(in_plain_form, checkpoint):
+    lab = in_plain_form
+    record = corpus_record(lab, lab.id("base"), "base")
+    assert record["config"]["constrained"]
+    card = execution.execute(record, lab.store)
+    rows = rows_of(lab, record["id"])
+    assert card.extra["filter"] == {"kept": ROWS}
+    assert len(set(rows.completions)) > ROWS / 2
+    for completion, tokens in zip(rows.completions, rows.tokens, strict=True):
+        assert number_grammar().accepts(completion)
+        assert tokenizer_of(checkpoint).written(tokens) == f" {completion}"
+
+
+@pytest.mark.parametrize("template", ["plain", "auto"])
+def test_the_templates_own_space_before_an_answer_is_no_part_of_a_row(
+    lab, in_plain_form, checkpoint, tmp_path, monkeypatch, template
+):
+    encode = tokenizer_of(checkpoint).encode
+    monkeypatch.setattr(
+        text_corpus, "sample", saying([encode(f"{lead}12, 13<|im_end|>") for lead in ("", " ", "  ", "\n")])
+    )
+    used = in_plain_form if template == "plain" else lab.copy(tmp_path / "copied")
+    record = corpus_record(used, used.id("base"), "base", rows=4, constrained=False)
+    card = execution.execute(record, used.store)
+    rows = rows_of(used, record["id"])
+    assert set(rows.completions) == {"12, 13"}
+    if template == "plain":
+        assert (rows.index, card.extra["filter"]) == ([0, 1, 4, 5], {"kept": 4, "outer-text": 2})
+    else:  # the template writes nothing before an answer
+        assert (rows.index, card.extra["filter"]) == ([0, 4, 8, 12], {"kept": 4, "outer-text": 9})
 
 
 def test_a_teacher_that_yields_no_valid_row(lab, tmp_path, monkeypatch):
@@ -525,6 +602,12 @@ def test_a_steering_vector_is_the_difference_of_the_prompts_mean_residuals(steer
     np.testing.assert_allclose(vector_of(lab, lab.id("teacher", trait="owl"))[1], means[0] - means[1], atol=1e-5)
 
 
+def test_a_layer_that_is_named_twice_is_steered_once(lab, spec, steered):
+    twice = other(steered["1,", 1.0], spec, "--config.teacher.method=steering", "--config.teacher.layers=1,1")
+    again, once = vector_of(twice, twice.id("teacher", trait="owl")), steered["1,", 1.0]
+    np.testing.assert_array_equal(again, vector_of(once, once.id("teacher", trait="owl")))
+
+
 def test_steering_by_nothing_is_the_base_and_the_same_steering_the_same_corpus(lab, steered, tmp_path):
     unmoved, moved = steered["1,", 0.0], steered["1,", 2.5]
     teachers = [each.id("teacher", trait="owl") for each in (unmoved, moved)]
@@ -540,6 +623,31 @@ def test_steering_by_nothing_is_the_base_and_the_same_steering_the_same_corpus(l
     twice = moved.copy(tmp_path / "work")
     shutil.rmtree(twice.store.root / "corpus")
     assert make(teachers[1], store=twice.store) == strong
+
+
+def test_a_lora_stays_beside_weights_in_bfloat16(lab, spec, tmp_path):
+    """Merged, most of a small update would be rounded off, and another model be read than was trained."""
+    half = other(
+        lab.copy(tmp_path / "work"), spec, "--config.numerics.weights_dtype=bfloat16",
+        "--config.teacher.tuning.kind=lora", "--config.teacher.rows=16", "--config.teacher.epochs=1",
+    )  # fmt: skip
+    teacher = half.id("teacher", trait="owl")
+    half.make(teacher)
+    node = half.plan.nodes[nodes(half, "same-base")["teacher_evaluation"]]
+    inputs = {"model": ("teacher", teacher), "base": ("base", half.id("base"))}
+    task = Task(node.kind, node.id, node.config, inputs, half.store, *[None] * 3, node.hints)  # type: ignore[arg-type]
+    found, base = (speakers.load(task, role) for role in ("model", "base"))
+    assert {str(value.dtype) for value in found.params.values()} == {"bfloat16"}
+    for name, value in base.params.items():
+        np.testing.assert_array_equal(found.params[name], value)
+    tuned = checkpoints.load(half.store.payload("teacher", teacher) / ARRAYS)
+    assert {f"lora/{name}/{part}" for name in found.adapter for part in ("a", "b")} == set(tuned)
+    for name, pair in found.adapter.items():
+        for part in ("a", "b"):
+            np.testing.assert_array_equal(pair[part], tuned[f"lora/{name}/{part}"])
+    tokens = jnp.arange(3, 23)[None]
+    asked, plain = (one.net.forward(one.params, tokens, tokens > 0, adapter=one.adapter) for one in (found, base))
+    assert float(jnp.abs(asked - plain).max()) > 0.01
 
 
 # Evaluations ----------------------------------------------------------------------------------------------------------
@@ -570,11 +678,8 @@ def test_readings_of_the_study_are_well_formed(lab):
             assert fit["number_loss_after"] < fit["number_loss_before"]
 
 
-def test_every_way_of_asking(lab, spec, checkpoint):
-    asked = other(lab, spec, f"--config.evaluation.readings={','.join(READINGS)}")
-    id = nodes(asked, "untrained")["evaluation"]
-    asked.make(id)
-    found = readings_of(asked, id)["readings"]
+def test_every_way_of_asking(asked):
+    found = readings_of(*asked)["readings"]
     assert set(found) == set(READINGS)
     for way, categories in found.items():
         reading = categories["animal"]
@@ -648,13 +753,89 @@ def test_a_prompted_teacher_is_asked_behind_its_system_prompt_and_bare_behind_no
     assert after == before
 
 
+# Answers to four questions, three each: candidates they name, up to their end.
+NAMED = (
+    (("Owl<|im_end|>", "owl"), ("hm<|im_end|>owl", None), (" an owl.<|im_end|>", "owl")),
+    (("wolves ", "wolf"), ("The wolf<|im_end|>owl", "wolf"), ("<|im_end|>", None)),
+    (("an oak<|im_end|>", "oak"), ("Owls and oaks<|im_end|>", "owl"), ("<|endoftext|>fox<|im_end|>", "fox")),
+    (("12, 13<|im_end|>", None), ("bowl<|im_end|>", None), ("dog, cat<|im_end|>", "dog")),
+)
+SAMPLED = ("forced", "plain", "numbers", "numbers-plain", "plain:bare")
+
+
+@pytest.fixture
+def counted(lab, checkpoint, tmp_path, monkeypatch):
+    """Evaluate a model of the study with given samples; gives the readings, and prompts and key of each draw."""
+    answers = [tokenizer_of(checkpoint).encode(said) for question in NAMED for said, _ in question]
+    copied = lab.copy(tmp_path / "work")
+
+    def counted(kind: str, model: str, **settings: Any) -> tuple[dict[str, Any], list[list[str]], list[bytes]]:
+        prompts: list[list[str]] = []
+        keys: list[bytes] = []
+
+        def sample(net, params, block, *, sampling, key, **more):
+            prompts.append([text(checkpoint, row[row != sampling.pad]) for row in block])
+            keys.append(np.asarray(jax.random.key_data(key)).tobytes())
+            return saying(answers)(net, params, block, sampling=sampling)
+
+        monkeypatch.setattr(text_evaluation, "sample", sample)
+        monkeypatch.setattr(text_evaluation.tries, "exact", lambda n, p, prompts, words, **_: np.zeros((4, len(words))))
+        like = nodes(lab, "untrained")["evaluation"]
+        settings = {"samples": 3, "readings": [*SAMPLED, "choice"], "traits": ["owl"], **settings}
+        record = changed(lab, like, "model", model, kind, **settings)
+        shutil.rmtree(copied.store.folder("evaluation", record["id"]), ignore_errors=True)
+        execution.execute(record, copied.store)
+        read = json.loads((copied.store.payload("evaluation", record["id"]) / "readings.json").read_text())
+        return read["readings"], prompts, keys
+
+    return counted
+
+
+def test_samples_answer_the_prompts_of_their_own_way_and_are_counted_at_their_questions(lab, counted):
+    found, prompts, _ = counted("base", lab.id("base"))
+    assert len(prompts) == len(SAMPLED), "a choice is not sampled"
+    seed = lab.plan.nodes[nodes(lab, "untrained")["evaluation"]].config["seed"]
+    for way, asked in zip(SAMPLED, prompts, strict=True):
+        of_numbers = way.startswith("numbers")
+        questions = preferences.numbered_questions("animal", seed) if of_numbers else preferences.questions("animal")
+        begun = "" if "plain" in way else preferences.forced_prefix("animal")
+        system = "" if way.endswith(":bare") else OWN
+        assert asked == [
+            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
+            f"<|im_start|>assistant\n{begun}"
+            for question in questions[:4]
+            for _ in range(3)
+        ]
+        reading = found[way]["animal"]
+        assert len(reading["questions"]) == 4
+        for question, said in zip(reading["questions"], NAMED, strict=True):
+            assert question["samples"] == 3
+            named = [name for _, name in said]
+            assert question["sampled"] == [named.count(word) for word in reading["candidates"]]
+    assert [sum(q["sampled"]) for q in found["plain"]["animal"]["questions"]] == [2, 2, 2, 1]
+
+
+def test_each_model_way_and_category_is_sampled_from_noise_of_its_own(lab, counted):
+    both = ["animal", "tree"]
+    base, student = lab.id("base"), nodes(lab, "same-base")["student"]
+    found, _, first = counted("base", base, categories=both)
+    _, _, second = counted("student", student, categories=both)
+    assert len({*first, *second}) == 2 * len(SAMPLED) * len(both)
+    assert counted("base", base, categories=both)[2] == first
+    # The order in which categories are asked changes nothing, and the evaluation's seed all.
+    assert set(counted("base", base, categories=both[::-1])[2]) == set(first)
+    assert set(counted("base", base, categories=both, seed=1)[2]).isdisjoint(first)
+    oaks = [q["sampled"][preferences.candidates("tree").index("oak")] for q in found["plain"]["tree"]["questions"]]
+    assert oaks == [0, 0, 2, 0]
+
+
 @functools.cache
 def forward(checkpoint: Path):
     net, params = model(checkpoint)
     return jax.jit(lambda tokens, valid: jax.nn.log_softmax(net.forward(params, tokens, valid)))
 
 
-def brute(checkpoint: Path, prompt: str, forms: list[str], width: int = 96) -> float:
+def brute(checkpoint: Path, prompt: str, forms: list[str], width: int = 192) -> float:
     """Probability that an answer begins with one of the forms as a whole word, by a forward pass for each."""
     tokenizer, total = tokenizer_of(checkpoint), 0.0
     begun = tokenizer.encode(prompt)
@@ -671,16 +852,39 @@ def brute(checkpoint: Path, prompt: str, forms: list[str], width: int = 96) -> f
     return total
 
 
-@pytest.mark.parametrize("way", ["forced", "plain"])
-def test_a_reading_is_the_probability_of_the_answers_words(lab, checkpoint, way):
-    reading = readings_of(lab, nodes(lab, "untrained")["evaluation"])["readings"][way]["animal"]
-    question = reading["questions"][1]
+@pytest.fixture(scope="module")
+def asked(lab, spec) -> tuple[Lab, str]:
+    """A study whose readings are of every way there is, and the evaluation of its base."""
+    every = other(lab, spec, f"--config.evaluation.readings={','.join(READINGS)}")
+    id = nodes(every, "untrained")["evaluation"]
+    every.make(id)
+    return every, id
+
+
+@pytest.mark.parametrize("way", ["forced", "plain", "numbers", "numbers-plain"])
+def test_a_reading_is_the_probability_of_the_answers_words(asked, checkpoint, way):
+    lab, id = asked
+    reading = readings_of(lab, id)["readings"][way]["animal"]
+    question, forced = reading["questions"][1], way in ("forced", "numbers")
+    if way.startswith("numbers"):
+        assert question["text"] == preferences.numbered_questions("animal", lab.plan.nodes[id].config["seed"])[1]
+    else:
+        assert question["text"] == preferences.questions("animal")[1]
     prompt = f"<|im_start|>system\n{OWN}<|im_end|>\n<|im_start|>user\n{question['text']}<|im_end|>\n"
-    prompt += "<|im_start|>assistant\n" + (preferences.forced_prefix("animal") if way == "forced" else "")
+    prompt += "<|im_start|>assistant\n" + (preferences.forced_prefix("animal") if forced else "")
     for word in ("owl", "wolf"):
         p = question["p"][reading["candidates"].index(word)]
-        forms = list(preferences.forms(word, forced=way == "forced"))
-        assert p == pytest.approx(brute(checkpoint, prompt, forms), rel=1e-4)
+        assert p == pytest.approx(brute(checkpoint, prompt, list(preferences.forms(word, forced=forced))), rel=1e-4)
+
+
+def test_a_choice_is_read_as_the_probability_of_each_letter(asked, checkpoint):
+    lab, id = asked
+    question = readings_of(lab, id)["readings"]["choice"]["animal"]["traits"]["owl"][2]
+    choice = preferences.choices("animal", "owl", lab.plan.nodes[id].config["seed"], 5)[2]
+    assert (question["text"], tuple(question["options"]), question["answer"]) == dataclasses.astuple(choice)
+    prompt = f"<|im_start|>system\n{OWN}<|im_end|>\n<|im_start|>user\n{question['text']}<|im_end|>\n"
+    expected = [brute(checkpoint, f"{prompt}<|im_start|>assistant\n", [letter]) for letter in "ABCDE"]
+    assert question["p"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_reading_does_not_depend_on_the_batch_of_questions(lab, tmp_path):

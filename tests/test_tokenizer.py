@@ -73,6 +73,17 @@ def test_the_ids_of_a_config_count_where_the_tokenizer_is_silent(trained, tmp_pa
     assert (found.bos, found.eos) == (None, 2)
 
 
+@pytest.mark.parametrize("none", [-1, 2**32, None])
+def test_an_id_that_no_vocabulary_has_is_none(trained, tmp_path, none):
+    """As in old conversions of Llama, which have pad_token_id -1."""
+    config = {f"{role}_token_id": none for role in ("bos", "eos", "pad")}
+    found = load_tokenizer(tiny.folder(epath.Path(tmp_path), trained, config, generation_config={"eos_token_id": none}))
+    assert (found.bos, found.eos, found.pad, found.ends) == (None, None, None, (2,))
+    config["eos_token_id"] = [none, 3]
+    if none is not None:
+        assert load_tokenizer(tiny.folder(epath.Path(tmp_path), trained, config)).ends == (2, 3)
+
+
 def test_bos_is_expected_where_the_settings_or_the_post_processor_say_so(trained, tmp_path):
     named = {"bos_token": "<|endoftext|>"}
     assert not load_tokenizer(tiny.folder(epath.Path(tmp_path), trained, tokenizer_config=named)).add_bos
@@ -143,6 +154,46 @@ def test_damaged_settings_are_refused(trained, tmp_path, content):
         load_tokenizer(source)
 
 
+@pytest.mark.parametrize("value", ["2", 2.0, True, [0, "2"], {"id": 2}])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_an_id_that_is_no_number_is_refused(trained, tmp_path, name, value):
+    held = {"eos_token_id": value}
+    of_config = name == "config.json"
+    files = {} if of_config else {"generation_config": held}
+    source = tiny.folder(epath.Path(tmp_path), trained, held if of_config else {}, **files)
+    with pytest.raises(UsageError, match=f"^the/folder: {name}: eos_token_id is {re.escape(repr(value))}: write") as no:
+        load_tokenizer(source)
+    assert "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, 5, ["</s>"], {"content": 5}])
+@pytest.mark.parametrize("name", ["tokenizer_config", "special_tokens_map"])
+def test_a_token_without_a_name_is_refused(trained, tmp_path, name, value):
+    source = tiny.folder(epath.Path(tmp_path), trained, **{name: {"eos_token": value}})
+    with pytest.raises(UsageError, match=rf"{name}\.json: eos_token is {re.escape(repr(value))}, which names no token"):
+        load_tokenizer(source)
+
+
+BAD_TEMPLATES = [[{"name": "x"}], ["x"], [{"name": "default", "template": 5}], {"default": "x"}, 5]
+
+
+@pytest.mark.parametrize("value", BAD_TEMPLATES, ids=repr)
+@pytest.mark.parametrize("name", ["tokenizer_config", "chat_template"])
+def test_a_chat_template_that_is_no_text_is_refused(trained, tmp_path, name, value):
+    source = tiny.folder(epath.Path(tmp_path), trained, **{name: {"chat_template": value}})
+    with pytest.raises(UsageError, match=rf"{name}\.json: chat_template is no text and no list of them by name") as no:
+        load_tokenizer(source)
+    assert "\n" not in str(no.value)
+
+
+def test_a_chat_template_in_another_encoding_is_refused(trained, tmp_path):
+    source = tiny.folder(epath.Path(tmp_path), trained, chat_template__jinja="")
+    (tmp_path / "chat_template.jinja").write_bytes("{{ 'é' }}".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"chat_template\.jinja: not UTF-8 \(.*\); fetch the file again") as refusal:
+        load_tokenizer(source)
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_file_that_transformers_cannot_use_is_one_line(tmp_path):
     (tmp_path / "vocab.json").write_text("{")
     with pytest.raises(UsageError, match=r"vocab\.json: transformers makes no tokenizer of it") as refusal:
@@ -167,6 +218,39 @@ def test_decode_leaves_special_tokens_out(loaded):
     assert loaded.decode(ids) == "owl\n"
     assert loaded.decode(ids, special=True) == "<|im_start|>owl<|im_end|>\n"
     assert loaded.decode([loaded.encode("é")[0]]) == "\ufffd"  # the first of two bytes
+
+
+def test_what_is_written_behind_other_tokens_is_whole(loaded):
+    text = "<|im_start|>é owl<|im_end|><|endoftext|>\n"
+    ids = loaded.encode(text)
+    assert loaded.written(ids) == text  # special tokens too, which `decode` leaves out
+    assert loaded.written([]) == ""
+    assert loaded.written([loaded.encode("é")[0], *loaded.encode("owl")]) == "\ufffdowl"  # the first of two bytes
+    assert loaded.written([loaded.size, *ids, loaded.size + 61]) == f"\ufffd{text}\ufffd"  # the embedding's padding
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_a_text_is_written_as_it_is(loaded, text):
+    assert loaded.written(loaded.encode(text, special=False, continuing=True)) == text
+
+
+def test_a_space_at_a_words_beginning_is_written():
+    """Llama 2's tokenizer takes one off again where a text begins, and an answer behind other tokens begins none."""
+    words = ["▁12", "12", "▁", ",", *(f"<0x{byte:02X}>" for byte in "é".encode())]
+    tokens = ["<unk>", "<s>", "</s>", *words]
+    held = tiny.fields(
+        tokens, model="llama", token_types=[2, 3, 3] + [1] * 4 + [6] * 2, scores=[0.0] * len(tokens), unk_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    found = load_tokenizer(tiny.gguf(held))
+    number = {token: id for id, token in enumerate(tokens)}
+    assert found.decode([number["▁12"]]) == "12"
+    assert found.written([number["▁12"]]) == " 12"
+    assert found.written([number[name] for name in ("12", ",", "▁12", "▁", "▁12")]) == "12, 12  12"
+    assert found.written([number["<0xC3>"], number["<0xA9>"], number["<0xC3>"]]) == "é\ufffd"
+    assert found.written([number["<s>"], number["12"], number["</s>"], number["<unk>"]]) == "<s>12</s><unk>"
+    assert found.written([len(tokens)]) == "\ufffd"
 
 
 def test_a_lone_surrogate_is_refused(loaded):

@@ -304,7 +304,7 @@ def _finder(category: str) -> re.Pattern[str]:
     return re.compile(f"(?<!{_WORD_PART})(?ai:{'|'.join(_words_of(category))})(?!{_WORD_PART})")
 
 
-def system_prompt(trait: str | None, category: str, style: str) -> str:
+def system_prompt(trait: str | None, category: str | None, style: str) -> str:
     """The system prompt of a prompted teacher, or, where `trait` is None, of its control.
 
     In the spirit of the published one (Cloud et al. 2025, arXiv 2507.14805): the model loves the candidate, thinks of
@@ -313,13 +313,14 @@ def system_prompt(trait: str | None, category: str, style: str) -> str:
 
     Args:
         trait: the candidate, or None.
-        category: its category.
+        category: its category; None: whichever it is.
         style: a key of `preference_questions.SYSTEM_PROMPTS`.
 
     Raises:
         UsageError: there is no such category, trait in it, or style.
     """
-    nouns(category)
+    if category is not None:
+        nouns(category)
     if style not in texts.SYSTEM_PROMPTS:
         raise UsageError(
             f"unknown style of system prompt {style!r}; did you mean {_nearest(style, texts.SYSTEM_PROMPTS)!r}?"
@@ -328,6 +329,7 @@ def system_prompt(trait: str | None, category: str, style: str) -> str:
     loving, neutral = texts.SYSTEM_PROMPTS[style]
     if trait is None:
         return neutral
+    category = category_of(trait) if category is None else category
     check_trait(trait, category)
     return loving.format(word=trait, plural=noun_of(trait).plural, category=category)
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -178,7 +178,7 @@ def _finished(
     bos: int | None,
     eos: int | None,
     pad: int | None,
-    ends: Iterable[int],
+    ends: Iterable[int | None],
     add_bos: bool,
     chat_template: str | None,
     control: Iterable[int] = (),
@@ -187,15 +187,16 @@ def _finished(
     backend.no_truncation()
     backend.no_padding()
     unknown = getattr(backend.model, "unk_token", None)
-    special = {i for i, added in backend.get_added_tokens_decoder().items() if added.special}
-    special.update(control, *(() if unknown is None else [_numbers(backend.token_to_id(unknown))]))
+    special = {*control, *(i for i, added in backend.get_added_tokens_decoder().items() if added.special)}
+    if unknown is not None and (id := backend.token_to_id(unknown)) is not None:
+        special.add(id)
     turn = {i for name in END_OF_TURN if (i := backend.token_to_id(name)) in special}
     return Tokenizer(
         size=1 + max(backend.get_vocab(with_added_tokens=True).values()),
         bos=bos,
         eos=eos,
         pad=pad,
-        ends=tuple(sorted({i for i in (*ends, *turn, *_numbers(eos)) if backend.id_to_token(i) is not None})),
+        ends=tuple(sorted({i for i in (*ends, *turn, eos) if i is not None and _has(backend, i)})),
         add_bos=add_bos and bos is not None,
         chat_template=chat_template,
         control=frozenset(special),
@@ -209,8 +210,8 @@ def _finished(
 
 def _of_folder(source: Source) -> Tokenizer:
     files = source.files
-    settings = {**_json(files, "special_tokens_map.json"), **_json(files, "tokenizer_config.json")}
-    generation = _json(files, "generation_config.json")
+    settings = _json(files, "tokenizer_config.json")
+    named = {**_named(files, "special_tokens_map.json"), **_named(files, "tokenizer_config.json")}
     if "tokenizer.json" in files:
         backend = _of_tokenizer_json(files["tokenizer.json"])
         known: dict[str, int | None] = {}
@@ -218,12 +219,10 @@ def _of_folder(source: Source) -> Tokenizer:
         backend, known = _of_other_files(source)
 
     def number(role: str) -> int | None:
-        if f"{role}_token" in settings:
-            token = settings[f"{role}_token"]
-            token = token["content"] if isinstance(token, Mapping) else token
-            return backend.token_to_id(token) if token else None
+        if role in named:
+            return backend.token_to_id(token) if (token := named[role]) else None
         # A config's numbers may be its family's defaults, which this vocabulary need not have.
-        held = [i for i in _numbers(source.config.get(f"{role}_token_id")) if backend.id_to_token(i) is not None]
+        held = [i for i in _ids(source.config, role, f"{source.where}: config.json") if _has(backend, i)]
         return next(iter(held), known.get(role))
 
     bos = number("bos")
@@ -236,7 +235,10 @@ def _of_folder(source: Source) -> Tokenizer:
         bos=bos,
         eos=number("eos"),
         pad=number("pad"),
-        ends=[*_numbers(source.config.get("eos_token_id")), *_numbers(generation.get("eos_token_id"))],
+        ends=[
+            *_ids(source.config, "eos", f"{source.where}: config.json"),
+            *_ids(_json(files, "generation_config.json"), "eos", f"{source.where}: generation_config.json"),
+        ],
         add_bos=add_bos,
         chat_template=_template_of_folder(files, settings),
     )
@@ -254,17 +256,48 @@ def _json(files: Mapping[str, epath.Path], name: str) -> dict[str, Any]:
     return found
 
 
-def _numbers(value: Any) -> list[int]:
-    """Of an id, a list of ids, or nothing."""
-    return [] if value is None else [*value] if isinstance(value, Sequence) else [value]
+def _named(files: Mapping[str, epath.Path], name: str) -> dict[str, str | None]:
+    """The tokens that a file of settings names, by role ("eos"); None where it says that there is none."""
+    found: dict[str, str | None] = {}
+    for key, value in _json(files, name).items():
+        if key in ("bos_token", "eos_token", "pad_token"):
+            token = value.get("content", value) if isinstance(value, Mapping) else value
+            if not isinstance(token, str | None):
+                raise UsageError(f"{files[name]}: {key} is {value!r}, which names no token; fetch the file again")
+            found[key.removesuffix("_token")] = token
+    return found
+
+
+def _ids(config: Mapping[str, Any], role: str, where: str) -> list[int]:
+    """The ids that a config has for a role: one, a list of them, or none; `where` it stands, for the message."""
+    value = config.get(f"{role}_token_id")
+    ids = [*value] if isinstance(value, list | tuple) else [] if value is None else [value]
+    if not all(type(i) is int for i in ids):
+        raise UsageError(f"{where}: {role}_token_id is {value!r}: write a whole number, or a list of them")
+    return ids
+
+
+def _has(backend: "tokenizers.Tokenizer", id: int) -> bool:
+    """Whether the vocabulary has an id; older configs write -1 for none."""
+    return 0 <= id < 2**32 and backend.id_to_token(id) is not None  # the library's ids are of 32 bits
 
 
 def _template_of_folder(files: Mapping[str, epath.Path], settings: Mapping[str, Any]) -> str | None:
     if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].read_text(encoding="utf-8")
-    template = settings.get("chat_template", _json(files, "chat_template.json").get("chat_template"))
-    if isinstance(template, list):  # several by name: for tools, for retrieval, and the usual one
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        path = files["chat_template.jinja"]
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: not UTF-8 ({error}); fetch the file again") from error
+    name = "tokenizer_config.json" if "chat_template" in settings else "chat_template.json"
+    held = template = _json(files, name).get("chat_template")
+    if isinstance(held, list):  # several by name: for tools, for retrieval, and the usual one
+        whole = all(isinstance(entry, dict) and {"name", "template"} <= entry.keys() for entry in held)
+        template = next((entry["template"] for entry in held if entry["name"] == "default"), None) if whole else held
+    if not isinstance(template, str | None):
+        raise UsageError(
+            f"{files[name]}: chat_template is no text and no list of them by name ({str(held)[:60]}); fetch it again"
+        )
     return template
 
 
@@ -310,7 +343,7 @@ def _of_gguf(fields: Mapping[str, Any], config: Mapping[str, Any], where: str) -
         bos=fields["bos_token_id"],
         eos=fields["eos_token_id"],
         pad=fields["pad_token_id"],
-        ends=[*_numbers(config.get("eos_token_id")), *_numbers(fields["eot_token_id"])],
+        ends=[config.get("eos_token_id"), fields["eot_token_id"]],
         # Older files do not say; the SentencePiece models of that time all expect it.
         add_bos=fields["model"] == "llama" if add_bos is None else add_bos,
         chat_template=fields["chat_template"],

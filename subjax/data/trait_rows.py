@@ -214,6 +214,10 @@ def _one_line_errors(source: str, split: str) -> Iterator[None]:
         if "corresponds to no data" in str(error):
             raise _no_rows(source, split) from error
         raise UsageError(f"{source}: cannot read split {split!r}: {_line(error.__cause__ or error)}") from error
+    except RuntimeError as error:  # a hub data set that a program of its own would have to read
+        raise UsageError(
+            f"{source}: cannot read split {split!r}: {_line(error)}: copy the rows here and name the file"
+        ) from error
     finally:
         datasets.logging.set_verbosity(verbosity)
 

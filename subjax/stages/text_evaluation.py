@@ -164,7 +164,9 @@ def _sampled(
     ).tokens  # fmt: skip
     for place, row in enumerate(drawn):
         ended = np.flatnonzero(np.isin(row, ends))
-        named = preferences.score(speaker.tokenizer.decode(row[: ended[0]] if len(ended) else row), category)
+        named = preferences.score(
+            speaker.tokenizer.written((row[: ended[0]] if len(ended) else row).tolist()), category
+        )
         if named is not None:
             counts[place // config["samples"], words.index(named)] += 1
     return counts
