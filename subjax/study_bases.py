@@ -9,8 +9,7 @@ from typing import Any
 
 from subjax import config
 from subjax.data import preferences, trait_rows
-from subjax.data.chat import Chat
-from subjax.data.tokenizer import load_tokenizer
+from subjax.data.chat import chat_of
 from subjax.errors import UsageError
 from subjax.models.architecture import DecoderConfig
 from subjax.models.hf_config import decoder_config_of, family_of
@@ -103,7 +102,7 @@ def notes(loaded: config.Loaded) -> list[str]:
         assert isinstance(s, Pretrained)
         name = s.family or next(iter(sources(s))).partition("/")[0]
         found = checkpoint_of(s, Base(name, s.init, s.order))
-        speaks = _examined(found.source, found.digest, **chat_settings(s))
+        speaks = chat_of(found.source, found.digest, **chat_settings(s))
         said.update((f"{name}: {sentence}.", None) for sentence in speaks.facts().sentences())
         if s.corpus.constrained:
             said["Rows are sampled under a constraint, which students learn too: KL is to the teacher without it, so it"
@@ -115,7 +114,7 @@ def notes(loaded: config.Loaded) -> list[str]:
             speaks.prompt("Hello", preferences.system_prompt(None, preferences.category_of(s.trait), s.teacher.style))
         if bare := [way for way in s.evaluation.readings if way.endswith(":bare")]:
             try:
-                _examined(found.source, found.digest, **{**chat_settings(s), "system": "none"})
+                chat_of(found.source, found.digest, **{**chat_settings(s), "system": "none"})
             except UsageError as error:
                 raise UsageError(f"config.evaluation.readings has {bare[0]!r}: {error}") from None
     return list(said)
@@ -167,12 +166,6 @@ def check_rows(s: Pretrained) -> None:
 
 
 _rows_of = functools.lru_cache(maxsize=16)(trait_rows.rows_from_dataset)
-
-
-@functools.lru_cache(maxsize=32)
-def _examined(source: str, digest: str, template: str, system: str, date: str) -> Chat:
-    tokenizer = load_tokenizer(open_source(source))
-    return Chat(tokenizer, template, date=date or None, template_system=system)
 
 
 def chat_settings(s: Pretrained) -> dict[str, Any]:

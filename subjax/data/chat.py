@@ -13,8 +13,9 @@ import re
 
 from subjax.data import chat_template
 from subjax.data.chat_template import ChatTemplate, Message, TemplateRefusal
-from subjax.data.tokenizer import Tokenizer
+from subjax.data.tokenizer import Tokenizer, load_tokenizer
 from subjax.errors import UsageError
+from subjax.models.source import open_source
 
 # "Today" for templates that write it, so that no result depends on the day. Llama 3.x's templates fall back to it too.
 DATE = "2024-07-26"
@@ -325,6 +326,20 @@ class Chat:
                 f"{where}: the chat template puts in {self._injected!r} before an empty system prompt too; {mend}"
             )
         return ""
+
+
+@functools.lru_cache(maxsize=32)
+def chat_of(where: str, digest: str, template: str, system: str, date: str) -> Chat:
+    """How a checkpoint is spoken to, as the settings `chat` of a study say; opened and examined once a process.
+
+    `digest` is the content of the checkpoint at `where`, which may change behind one path. Raises as `Chat` does.
+    """
+    return Chat(_tokenizer_of(where, digest), template, date=date or None, template_system=system)
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer_of(where: str, digest: str) -> Tokenizer:
+    return load_tokenizer(open_source(where))
 
 
 def _message(role: str, content: str) -> Message:

@@ -7,8 +7,6 @@ arrays; a prompted teacher is the base with a system prompt; a steered one the b
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -69,21 +67,6 @@ def _weights(where: str, digest: str, net: Network, dtype: str, mesh: Mesh) -> P
     return weights.load(opened(where), net, dtype=dtype, shardings=placed)
 
 
-@functools.lru_cache(maxsize=8)
-def _tokenizer(where: str, digest: str) -> tokenizer.Tokenizer:
-    return tokenizer.load_tokenizer(opened(where))
-
-
-@functools.lru_cache(maxsize=8)
-def _chat(where: str, digest: str, template: str, date: str, system: str) -> chat.Chat:
-    return chat.Chat(_tokenizer(where, digest), template, date=date or None, template_system=system)
-
-
-def chat_of(where: str, digest: str, settings: Mapping[str, Any]) -> chat.Chat:
-    """The template that a checkpoint is spoken to through, as the settings `chat` of a node want it."""
-    return _chat(where, digest, settings["template"], settings["date"], settings["system"])
-
-
 def where_of(task: Task, base: str, payload: str) -> str:
     """Where a base's checkpoint lies: as the plan says, else where it lay when the base was made."""
     known = task.hints.get("sources", {})
@@ -112,7 +95,7 @@ def load(task: Task, role: str) -> Speaker:
     numerics = from_dict(Numerics, task.config["numerics"])
     net = network(decoder_config_of(source.config, numerics=numerics, where=where))
     params = _weights(where, digest, net, numerics.weights_dtype, task.mesh)
-    speaks = chat_of(where, digest, task.config["chat"])
+    speaks = chat.chat_of(where, digest, **task.config["chat"])
     if kind == "base":
         return Speaker(net, params, {}, speaks, None)
     folder = store.payload(kind, node)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from subjax.cards import digest_json
-from subjax.data.tokenizer import load_tokenizer, require_fits
+from subjax.data.chat import chat_of
+from subjax.data.tokenizer import require_fits
 from subjax.errors import SubjaxError
 from subjax.files import sha256_file
 from subjax.models import weights
@@ -13,7 +14,7 @@ from subjax.models.hf_config import decoder_config_of, family_of
 from subjax.models.network import network
 from subjax.models.source import content_digest
 from subjax.schema_pretrained import Numerics
-from subjax.stages.speakers import CHECKPOINT, chat_of, opened
+from subjax.stages.speakers import CHECKPOINT, opened
 from subjax.stages.task import Made, Task
 
 
@@ -31,9 +32,8 @@ def make(task: Task) -> Made:
         raise SubjaxError(f"checkpoint {where} has changed since it was planned; plan again")
     net = network(decoder_config_of(source.config, numerics=Numerics(), where=where))
     weights.check(source, net)
-    tokenizer = load_tokenizer(source)
-    require_fits(tokenizer, net.config.vocab, where)
-    chat = chat_of(where, planned, task.config["chat"])
+    chat = chat_of(where, planned, **task.config["chat"])
+    require_fits(chat.tokenizer, net.config.vocab, where)
     record = {
         "source": where,
         "revision": source.revision,
@@ -42,13 +42,13 @@ def make(task: Task) -> Made:
         "stored_dtype": weights.stored_dtype(source),
         "config": dict(source.config),
         "files": {name: sha256_file(path) for name, path in source.files.items()},
-        "tokenizer": tokenizer.digest(),
+        "tokenizer": chat.tokenizer.digest(),
         "template": chat.facts().sentences(),
     }
     (task.build.folder / CHECKPOINT).write_text(json.dumps(record, indent=1, sort_keys=True))
     return Made(
         digest=digest(record),
-        metrics={"parameters": net.parameters, "vocabulary": tokenizer.size},
+        metrics={"parameters": net.parameters, "vocabulary": chat.tokenizer.size},
         tokens=0,
         extra={"source": where, "revision": source.revision, "template": record["template"]},
     )

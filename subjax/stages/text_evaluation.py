@@ -164,9 +164,8 @@ def _sampled(
     ).tokens  # fmt: skip
     for place, row in enumerate(drawn):
         ended = np.flatnonzero(np.isin(row, ends))
-        named = preferences.score(
-            speaker.tokenizer.written((row[: ended[0]] if len(ended) else row).tolist()), category
-        )
+        answer = row[: ended[0]] if len(ended) else row
+        named = preferences.score(speaker.tokenizer.written(answer.tolist()), category)
         if named is not None:
             counts[place // config["samples"], words.index(named)] += 1
     return counts
