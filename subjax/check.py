@@ -30,6 +30,7 @@ from subjax.measure.compare import (
 from subjax.models import torch_reference, weights
 from subjax.models.hf_config import FAMILIES, decoder_config_of, family_of
 from subjax.models.network import Network, Params, network
+from subjax.models.places import VOCABULARIES
 from subjax.models.source import Source, open_source
 from subjax.parallel.mesh import make_mesh
 from subjax.sample.sampler import Sampling, sample
@@ -37,7 +38,6 @@ from subjax.schema import Numerics
 
 _SHORT = 128  # tokens: longer prompts are padded among themselves, and compared at their last so many tokens
 _LOGITS_BYTES = 1 << 28  # of logits held at a time, on either side
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +87,13 @@ def check(
     reference_name = torch_reference.versions()  # before a download
     source = open_source(model)
     net = network(decoder_config_of(source.config, numerics=Numerics(), where=model))
-    weights.check(source, net)
+    rename = weights.check(source, net)
     asked = _asked(source, net, texts, tokens)
     tell("loading the checkpoint in transformers")
     reference = torch_reference.load(source)
     otherwise = _otherwise(net, reference)
     tell("loading it here")
-    params = weights.load(source, net)
+    params = weights.load(source, net, rename=rename)
     tell(f"comparing logits on {asked.what}")
     distributions = compare_distributions(_logits(net, params, reference, asked.rows))
     groups = [(places, *_padded([asked.rows[i] for i in places], net.config.vocab)) for places in _groups(asked.rows)]
@@ -196,7 +196,7 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
 def _has_tokenizer(source: Source) -> bool:
     fields = getattr(source, "tokenizer_fields", None)
     if fields is None:
-        return any(name in source.files for name in _TOKENIZER_FILES)
+        return any(name in source.files for name in VOCABULARIES)
     try:
         return bool(fields())
     except UsageError:  # which a GGUF file raises for want of one alone

@@ -42,6 +42,8 @@ flags
                               GPU or TPU; 0 makes the nodes in this process
   --to=FOLDER                 export: a folder that is made
   --form=merged|adapter       export: whole weights, or a LoRA alone as peft's adapter (the default where it is one)
+  --dtype=DTYPE               export: float32, float16 or bfloat16, of whole weights; by default a checkpoint's own for
+                              a base of one, else float32
   --prompts=FILE              check: prompts, one a line, in place of ours
   --tokens=N                  check: tokens of a greedy answer, 64 by default
   --bound=KL                  check: mean KL that is allowed, in nats a token, 1e-5 by default
@@ -269,7 +271,7 @@ COMMANDS = {
     "show": Command(command_show, operands=(1, 1)),
     "verify": Command(command_verify, ("workdir", "all"), operands=(0, sys.maxsize)),
     "report": Command(command_report),
-    "export": Command(command_export, ("workdir", "to", "form"), operands=(1, 1)),
+    "export": Command(command_export, ("workdir", "to", "form", "dtype"), operands=(1, 1)),
     "check": Command(
         cli_models.command_check, ("quiet", "prompts", "tokens", "bound"), operands=(1, 1),
         missing="which model? subjax check MODEL: a folder, a .gguf file, package:NAME or a hub id",

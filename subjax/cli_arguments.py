@@ -4,14 +4,15 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from subjax.errors import UsageError
+from subjax.models.forms import Dtype, Form
 
-Form = Literal["merged", "adapter"]
 SWITCHES = ("quiet", "all")
 REQUIRED = ("config", "workdir", "to")
 _LEAST = {"workers": 0, "tokens": 1}  # of flags that take a whole number
+_CHOICES = {"form": get_args(Form), "dtype": get_args(Dtype)}
 
 
 @dataclasses.dataclass
@@ -30,6 +31,7 @@ class Arguments:
     bound: float | None = None
     to: str = ""
     form: Form | None = None
+    dtype: Dtype | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +97,8 @@ def _value(name: str, flag: str, value: str) -> str | int | float:
         if not 0 < number < math.inf:
             raise UsageError(f"{name}: --bound={value}: give nats a token, a number above 0 such as 1e-5")
         return number
-    if flag == "form" and value not in get_args(Form):
-        raise UsageError(f"{name}: --form={value}: {nearest(value, get_args(Form))}")
+    if flag in _CHOICES and value not in _CHOICES[flag]:
+        raise UsageError(f"{name}: --{flag}={value}: {nearest(value, _CHOICES[flag])}")
     return value
 
 

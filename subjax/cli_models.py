@@ -74,7 +74,8 @@ def command_export(arguments: Arguments, store: "Store", plans: Iterable["Plan"]
     from subjax.export import export
 
     kind, node = store.find(arguments.operands[0])
-    print(export(store, kind, node, arguments.to, form=arguments.form, hints=_hints(plans)))
+    form, dtype = arguments.form, arguments.dtype
+    print(export(store, kind, node, arguments.to, form=form, dtype=dtype, hints=_hints(plans)))
     return 0
 
 

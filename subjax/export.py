@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from etils import epath
 
@@ -14,8 +14,9 @@ from subjax.data import world
 from subjax.data.tokenizer import Tokenizer, load_tokenizer
 from subjax.errors import SubjaxError, UsageError
 from subjax.models import adapters, checkpoints, hf_export, peft_export
+from subjax.models.forms import Dtype, Form
 from subjax.models.gguf_file import GgufSource
-from subjax.models.hf_config import decoder_config_of
+from subjax.models.hf_config import decoder_config_of, text_part
 from subjax.models.hf_export import Weight
 from subjax.models.network import Network, network
 from subjax.models.places import TOKENIZER_FILES
@@ -25,7 +26,6 @@ from subjax.stages import models
 from subjax.stages.speakers import CHECKPOINT, SYSTEM
 from subjax.store import Card, Store
 
-Form = Literal["merged", "adapter"]
 # What transformers builds from tokenizer.json as it is, in its older versions and the present one.
 _TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 _GENERATION = "generation_config.json"
@@ -63,7 +63,7 @@ def export(
     folder: str | os.PathLike[str],
     *,
     form: Form | None = None,
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
     hints: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Write a base, teacher or student into `folder` for other tools, and return a line that says what was written.
@@ -73,8 +73,8 @@ def export(
         folder: must not be there yet, or be empty.
         form: "merged" is a whole Hugging Face folder; "adapter" a LoRA alone, as peft's; by default an adapter where
             the model is a LoRA.
-        dtype: "float32", "float16" or "bfloat16" of a whole folder. By default a base has its checkpoint's own, and
-            what was tuned, dequantized or trained here float32.
+        dtype: of a whole folder. By default a base has its checkpoint's own, and what was tuned, dequantized or trained
+            here float32.
         hints: "sources" has where checkpoints lie now, by base, as the hints of a plan's nodes do.
 
     Raises:
@@ -172,11 +172,12 @@ def _with_ends(config: dict[str, Any], ends: int | Sequence[int] | None) -> dict
     A GGUF file keeps the end of a turn apart from that of a text, and a folder may have it in generation_config.json,
     which is not written.
     """
-    lists = [
-        [] if ids is None else [ids] if isinstance(ids, int) else ids for ids in (config.get("eos_token_id"), ends)
-    ]
+    own = config.get("eos_token_id")
+    if own is None:  # a model that also reads images may have them in its language model alone
+        own = text_part(config).get("eos_token_id")
+    lists = [[] if ids is None else [ids] if isinstance(ids, int) else ids for ids in (own, ends)]
     known = list(dict.fromkeys([*lists[0], *lists[1]]))
-    return config | {"eos_token_id": known} if len(known) > max(1, len(lists[0])) else config
+    return config | {"eos_token_id": known} if len(known) > len(lists[0]) else config
 
 
 def _weights(store: Store, card: Card, base: _Base, dtype: str | None) -> dict[str, Weight]:

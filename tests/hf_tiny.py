@@ -105,6 +105,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         _gated, transformers.Qwen2Config, tie_word_embeddings=True,
         rope_parameters=dict(rope_type="default", rope_theta=1_000_000.0),
     ),
+    "qwen2-window": functools.partial(  # the first layer reads all, the others a window
+        _gated, transformers.Qwen2Config, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
+    ),
     "qwen3": functools.partial(_gated, transformers.Qwen3Config, hidden_size=48, head_dim=HEAD),
     "gemma2": _gemma2,
     "gemma3": _gemma3,
@@ -199,7 +202,7 @@ def hub_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if scaling["rope_type"] == "linear":  # the name of the key before version 4.43
         scaling["type"] = scaling.pop("rope_type")
     old |= dict(rope_theta=rope["rope_theta"], rope_scaling=scaling if len(scaling) > 1 else None)
-    if kind in ("qwen2", "qwen3"):  # a window that is stored and not used
+    if kind in ("qwen2", "qwen3") and not config["use_sliding_window"]:  # a window that is stored and not used
         old |= dict(use_sliding_window=False, sliding_window=WINDOW, max_window_layers=2)
     if kind == "gemma2":
         old |= dict(hidden_act="gelu_pytorch_tanh", cache_implementation="hybrid")

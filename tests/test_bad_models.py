@@ -97,6 +97,34 @@ def test_a_rotary_scaling_that_is_not_known(command, model, refused):
     assert f"{model}: rotary scaling 'yarn' is not supported" in refused(command, model)
 
 
+@BOTH
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rotary scaling 'yarn' is not supported"),
+        (dict(model_type=["llama"]), "model family ['llama'] is not supported"),
+        (dict(model_type="gemma3", text_config=None), "'text_config' is missing or no object"),
+        (dict(num_attention_heads=0), "num_attention_heads is 0, and must be 1 or more"),
+        (dict(num_hidden_layers=-3), "num_hidden_layers is -3, and must be 1 or more"),
+        (dict(num_key_value_heads=3), "4 attention heads cannot share 3 of keys and values"),
+        (dict(model_type="gemma2", query_pre_attn_scalar=0), "a value cannot be read ("),
+        (dict(model_type="mistral", sliding_window=-7), "sliding_window is -7, and must be 1 or more"),
+        (
+            dict(model_type="gemma2", layer_types=["full_attention"] * 2),
+            "layer_types has 2 entries for 3 layers; take the config.json as published",
+        ),
+        (
+            dict(model_type="qwen2", layer_types=["full_attention"] * 2 + ["chunked_attention"]),
+            "layer type 'chunked_attention' is not one of full_attention, sliding_attention",
+        ),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense(command, changes, said, model, refused):
+    edited(model / "config.json", **changes)
+    assert f"{model}: {said}" in refused(command, model)
+
+
 def test_weights_of_another_shape(model, refused):
     edited(model / "config.json", intermediate_size=96)
     said = refused("check", model)

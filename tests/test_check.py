@@ -27,7 +27,7 @@ from subjax.measure.compare import (
     compare_distributions,
     failures,
 )
-from subjax.models import torch_reference
+from subjax.models import torch_reference, weights
 from subjax.models.source import open_source
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -187,6 +187,15 @@ def test_settings_that_transformers_reads_otherwise_in_a_gguf_file_are_named(tmp
     assert f"transformers reads other settings in these files: {names}\n" in out
     assert err.endswith(f"; transformers reads other settings in these files ({names})\n")
     assert err.count("\n") == 1
+
+
+def test_a_checkpoint_is_looked_through_once(tmp_path, monkeypatch):
+    """A stored copy of a tied matrix is compared with it, which takes as long as reading both."""
+    looked = []
+    monkeypatch.setattr(weights, "_check_tie", lambda source, net: looked.append(source.where))
+    hf_tiny.write("smollm2", tmp_path / "model")
+    assert check(tmp_path / "model", "--quiet") == 0
+    assert looked == [str(tmp_path / "model")]
 
 
 def test_a_bound_may_be_tighter(tmp_path, capsys):

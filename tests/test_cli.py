@@ -64,6 +64,7 @@ USAGE = [
     (["export", "ab", "--workdir=o"], "export: --to is missing; subjax --help shows examples"),
     (["export", "--to=o"], "export: which node? subjax export NODE --workdir=DIR; subjax status lists them"),
     (["export", "ab", "--form=adaptor"], "export: --form=adaptor: did you mean adapter?"),
+    (["export", "ab", "--dtype=bf16"], "export: --dtype=bf16: did you mean bfloat16?"),
 ]
 
 
@@ -104,7 +105,8 @@ def test_flags_in_both_spellings():
     assert parsed("stage", "ab", "cd", "--workdir=o").operands == ["ab", "cd"]
     given = parsed("check", "org/name@main", "--tokens", "8", "--bound=2e-4", "--prompts=p.txt")
     assert given == Arguments(["org/name@main"], tokens=8, bound=2e-4, prompts="p.txt")
-    assert parsed("export", "ab", "--workdir=o", "--to", "f", "--form=adapter").form == "adapter"
+    given = parsed("export", "ab", "--workdir=o", "--to", "f", "--form=merged", "--dtype=bfloat16")
+    assert (given.form, given.dtype) == ("merged", "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -280,10 +282,13 @@ def test_export_tells_where_the_checkpoints_lie(toy, monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "subjax.export", types.SimpleNamespace(export=export))
     capsys.readouterr()
-    assert cli.main(words) == cli.main([*words, "--form=merged"]) == 0
+    assert cli.main(words) == cli.main([*words, "--form=merged", "--dtype=float16"]) == 0
     assert capsys.readouterr() == ("written\nwritten\n", "")
     hints = {"sources": {base: "some/folder"}}
-    assert given == [(("student", student, "out/there"), {"form": form, "hints": hints}) for form in (None, "merged")]
+    assert given == [
+        (("student", student, "out/there"), {"form": form, "dtype": dtype, "hints": hints})
+        for form, dtype in ((None, None), ("merged", "float16"))
+    ]
 
 
 def test_families_lists_every_family_and_what_is_known_of_it(capsys):

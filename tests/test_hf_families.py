@@ -17,10 +17,12 @@ import pytest
 import torch
 import transformers
 
+from subjax.models.architecture import Rope
 from subjax.models.hf_config import decoder_config_of
+from subjax.models.hf_export import merged_weights
 from subjax.models.network import Network, Params, network
 from subjax.models.source import open_source
-from subjax.models.weights import hf_tensors, load
+from subjax.models.weights import load
 from subjax.parallel.mesh import make_mesh
 from subjax.sample.sampler import Sampling, sample
 from subjax.schema import Numerics
@@ -38,6 +40,11 @@ MISREADINGS = {
     "gpt_neox-sequential": [dict(use_parallel_residual=True)],
     "llama": [dict(rms_norm_eps=1e-5)],
     "mistral": [dict(sliding_window=w) for w in (hf_tiny.WINDOW - 1, hf_tiny.WINDOW + 1, None)],
+    "qwen2-window": [
+        dict(sliding_window=hf_tiny.WINDOW - 1), dict(sliding_window=hf_tiny.WINDOW + 1),
+        dict(layer_types=["full_attention"] * 3), dict(layer_types=["sliding_attention"] * 3),
+        dict(layer_types=["full_attention"] * 2 + ["sliding_attention"]),
+    ],
     "gemma2": [
         dict(attn_logit_softcapping=None), dict(final_logit_softcapping=None), dict(query_pre_attn_scalar=16),
         dict(sliding_window=hf_tiny.WINDOW + 1), dict(layer_types=["full_attention"] * 3),
@@ -158,6 +165,26 @@ PUBLISHED = {
     ),
 }  # fmt: skip
 
+# Rotary settings that a config.json has twice: by family, and what counts.
+_LINEAR, _PLAIN = dict(rope_type="linear", factor=2.0), dict(rope_type="default", rope_theta=3e5)
+ROTATIONS = [
+    ("llama", dict(rope_parameters=_PLAIN, rope_scaling=_LINEAR), Rope(5e5, scaling="linear", factor=2.0)),
+    ("llama", dict(rope_parameters=_PLAIN, rope_scaling=None), Rope(3e5)),
+    ("llama", dict(rope_scaling={**_LINEAR, "rope_theta": 7e5}), Rope(7e5, scaling="linear", factor=2.0)),
+    (
+        "gemma3_text",
+        dict(rope_parameters=dict(full_attention=_PLAIN, sliding_attention=_PLAIN), rope_scaling=_LINEAR),
+        Rope(3e5, scaling="linear", factor=2.0),
+    ),
+    ("gemma3_text", dict(rope_scaling={**_LINEAR, "rope_theta": 7e5}), Rope(7e5, scaling="linear", factor=2.0)),
+    ("gpt_neox", dict(rotary_emb_base=9e5, rotary_pct=0.5), Rope(9e5, 0.5)),
+    (
+        "gpt_neox",
+        dict(rope_parameters=_PLAIN, rope_scaling=_LINEAR, rotary_emb_base=9e5),
+        Rope(9e5, 0.25, "linear", 2.0),
+    ),
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -194,6 +221,11 @@ def case(checkpoint) -> Case:
     return Case(
         family, folder, model, hf_tiny.logits(model, *hf_tiny.rows()), net, _params(folder, net), jax.jit(net.forward)
     )
+
+
+def _tensors(net: Network, arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Parameters, or a gradient, fused and transposed as transformers has them; in float32."""
+    return {name: weight.read() for name, weight in merged_weights(net, arrays).items()}
 
 
 def _worst(actual: np.ndarray | jax.Array, expected: np.ndarray) -> float:
@@ -257,14 +289,14 @@ def test_gradients_agree_with_torch(case):
 
     value, gradient = jax.jit(jax.value_and_grad(objective))(case.params)
     assert float(value) == pytest.approx(loss, abs=TOLERANCE)
-    actual = dict(hf_tensors(case.net, gradient))  # fused and transposed as transformers has them
+    actual = _tensors(case.net, gradient)
     assert sorted(actual) == sorted(expected)
     apart = {n: np.linalg.norm(actual[n] - e) / np.linalg.norm(e) for n, e in expected.items()}
     assert max(apart.values()) < 1e-3, sorted(apart.items(), key=lambda item: -item[1])[:5]
 
 
 def test_weights_come_back_bit_for_bit(case):
-    _assert_same_tensors(dict(hf_tensors(case.net, case.params)), hf_tiny.stored(case.folder))
+    _assert_same_tensors(_tensors(case.net, case.params), hf_tiny.stored(case.folder))
 
 
 def test_bfloat16_weights_agree_with_float32_computed_from_them(case, tmp_path):
@@ -275,7 +307,7 @@ def test_bfloat16_weights_agree_with_float32_computed_from_them(case, tmp_path):
     assert _worst(case.logits, expected) > 10 * TOLERANCE  # other weights than those in float32
     params = _params(tmp_path / "half", case.net)
     assert _worst(case.forward(params, *hf_tiny.rows()), expected) < TOLERANCE
-    back = {n: np.asarray(t).astype(ml_dtypes.bfloat16) for n, t in hf_tensors(case.net, params)}
+    back = {n: t.astype(ml_dtypes.bfloat16) for n, t in _tensors(case.net, params).items()}
     _assert_same_tensors(back, stored)
 
 
@@ -308,7 +340,17 @@ def test_gemma3_inside_a_model_that_reads_images_is_the_text_model(tmp_path):
     inner = "language_model."
     expected = {n.removeprefix(inner): t for n, t in hf_tiny.stored(tmp_path / "both").items() if n.startswith(inner)}
     assert 0 < len(expected) < len(hf_tiny.stored(tmp_path / "both"))
-    _assert_same_tensors(dict(hf_tensors(net, _params(tmp_path / "both", net))), expected)
+    _assert_same_tensors(_tensors(net, _params(tmp_path / "both", net)), expected)
+
+
+@pytest.mark.parametrize("case", ROTATIONS, ids=str)
+def test_rotary_settings_that_stand_twice_are_read_as_transformers_reads_them(case):
+    kind, settings, expected = case
+    config = {**PUBLISHED["SmolLM2-135M"], "model_type": kind, "rope_theta": 5e5, **settings}
+    read = decoder_config_of(config, numerics=Numerics())
+    assert read.rope == expected
+    theirs = transformers.CONFIG_MAPPING[kind].from_dict(json.loads(json.dumps(config)))  # which writes into it
+    assert read == decoder_config_of(theirs.to_dict(), numerics=Numerics())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

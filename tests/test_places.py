@@ -215,6 +215,13 @@ def test_cached_pickles_are_refused_as_pickles(cache, folder):
     assert "'pytorch_model.bin' is a pickle" in refused("org/name")
 
 
+def test_a_model_that_has_only_pickles_on_the_hub_is_told_so(hub):
+    del hub.files["model.safetensors"]
+    said = refused("org/name")
+    assert "the hub has none at this revision (and pickles are not read)" in said
+    assert "load it in transformers and save_pretrained it" in said
+
+
 def test_a_hub_that_never_answers_is_given_up(cache, monkeypatch):
     monkeypatch.setattr(places, "_ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -191,6 +191,8 @@ def test_a_folder_without_weights_says_what_it_has_in_their_place(folder):
 def test_a_quantized_checkpoint_is_refused(folder):
     (folder / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": {"quant_method": "gptq"}}))
     assert "quantized (gptq)" in refused(folder)
+    write_raw(folder / "model.safetensors", {"x": entry("F8_E4M3", (8,))}, bytes(8))  # which is told before its dtype
+    assert "quantized (gptq)" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,11 @@ MIB = 1 << 20
 
 @pytest.mark.slow
 def test_loading_holds_little_more_than_one_tensor_beside_what_the_device_holds(tmp_path):
-    """200M parameters in bfloat16, held in float32: a loader that read all of them first would hold 400 MB more."""
-    width, hidden, layers, vocab = 1024, 4096, 12, 16_000
+    """235M parameters in bfloat16, held in float32: one stack of them, piled up on the host, is 134 MB too much."""
+    width, hidden, layers, vocab = 512, 4096, 32, 1000
     config = {
         "model_type": "llama", "hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": layers,
-        "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": vocab, "tie_word_embeddings": True,
+        "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": vocab, "tie_word_embeddings": True,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     square = {f"self_attn.{n}_proj": (width, width) for n in "qkvo"}
@@ -42,10 +42,9 @@ def test_loading_holds_little_more_than_one_tensor_beside_what_the_device_holds(
     ran = subprocess.run([sys.executable, HERE / "loading_memory.py", tmp_path], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
-    assert found["held"] > 800e6
-    assert (
-        found["extra"] < found["largest"] + 128 * MIB
-    )  # the promise is 1 GiB; a small checkpoint has to be held tighter
+    assert found["held"] > 900e6
+    # The promise is 1 GiB; a small checkpoint has to be held tighter. Half of this is what compiling takes.
+    assert found["extra"] < found["largest"] + 96 * MIB
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,16 @@ def test_a_shape_that_does_not_fit_is_named_with_both(folder, tmp_path):
 
 def test_a_tensor_without_a_place_is_named(folder, tmp_path):
     name = "model.layers.0.self_attn.q_proj.bias"
-    assert f"tensor {name} has no place" in refused(change(folder, tmp_path, **{name: np.zeros(64, np.float32)}))
+    said = refused(change(folder, tmp_path, **{name: np.zeros(64, np.float32)}))
+    assert f"tensor {name} has no place in a llama model" in said
+
+
+def test_the_family_that_has_no_place_for_a_tensor_is_the_checkpoints_own(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "changed").mkdir()
+    hf_tiny.write("qwen3", tmp_path / "model")
+    where = change(tmp_path / "model", tmp_path / "changed", extra=np.zeros(1, np.float32))
+    assert "tensor extra has no place in a qwen3 model" in refused(where)
 
 
 def test_a_tied_model_with_another_output_matrix_is_refused(tmp_path):

@@ -55,7 +55,7 @@ def build(fields: Mapping[str, Any], where: str) -> "tokenizers.Tokenizer":
     """The tokenizer that the metadata describe, with their special tokens.
 
     Args:
-        fields: with the keys of `subjax.models.gguf_file.tokenizer_fields`.
+        fields: with the keys of `subjax.models.gguf_file.GgufSource.tokenizer_fields`.
         where: the file as the user named it, for messages.
 
     Raises:

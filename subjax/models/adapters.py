@@ -13,10 +13,11 @@ import numpy as np
 
 from subjax.errors import UsageError
 from subjax.models.network import Adapter, Network, Params
-from subjax.schema import Tuning
+from subjax.schema import MATRICES, Tuning
 
 _LORA = "lora/"
-MatrixAxes = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+# For each matrix its (input axes, output axes), by parameter name; what is not named is no matrix.
+MatrixAxes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def _lora_targets(net: Network, tuning: Tuning) -> dict[str, str]:
@@ -25,7 +26,7 @@ def _lora_targets(net: Network, tuning: Tuning) -> dict[str, str]:
     if beyond:
         raise UsageError(f"tuning.layers: there is no layer {beyond[0]}; the model has {net.config.layers}, from 0 on")
     kernels = {n.split("/")[-2]: n for n in net.declarations if n.startswith("blocks/") and n.endswith("/kernel")}
-    known = {"q", "k", "v", "o", "gate", "up", "down"}
+    known = set(MATRICES)
     unknown = [t for t in tuning.targets if t not in known]
     if unknown:
         raise UsageError(f"tuning.targets: unknown matrix {unknown[0]!r}; known: {', '.join(sorted(known))}")

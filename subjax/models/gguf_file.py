@@ -1,7 +1,6 @@
 """A GGUF file as a source of a model: config, names and layout as Hugging Face's, tensors dequantized one at a time."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -48,7 +47,24 @@ class GgufSource:
         return values
 
     def tokenizer_fields(self) -> dict[str, Any]:
-        """The tokenizer's metadata, with the keys of `gguf_file.tokenizer_fields`."""
+        """The tokenizer's metadata as plain Python; a value that the file lacks is None.
+
+        Its keys:
+            model: str, "gpt2" (byte-level BPE by `merges`) or "llama" (SentencePiece pieces by `scores`)
+            pre: str, llama.cpp's name of the split into words ("smollm", "qwen2", "llama-bpe", "default", ...)
+            tokens: list[str] by id; byte-level BPE's in its own alphabet ("Ġthe"), SentencePiece's with "▁" and
+                "<0x0A>"
+            token_types: list[int] by id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
+            scores: list[float] by id
+            merges: list[str], "left right", the first merge first
+            bos_token_id, eos_token_id, eot_token_id, pad_token_id, unk_token_id: int
+            add_bos, add_eos: bool, whether an encoding begins and ends with these tokens
+            add_space_prefix: bool, whether a space is put before the text
+            chat_template: str, in Jinja
+
+        Raises:
+            UsageError: the file has no tokenizer.
+        """
         return _tokenizer_fields(self.header.metadata, self.where)
 
 
@@ -73,28 +89,6 @@ def open_gguf(path: epath.Path, where: str) -> GgufSource:
         header=header,
         places=MappingProxyType(found),
     )
-
-
-def tokenizer_fields(path: epath.Path, where: str | None = None) -> dict[str, Any]:
-    """The tokenizer's metadata of the GGUF file at `path` as plain Python; a value that the file lacks is None.
-
-    Its keys:
-        model: str, "gpt2" (byte-level BPE by `merges`) or "llama" (SentencePiece pieces by `scores`)
-        pre: str, llama.cpp's name of the split into words ("smollm", "qwen2", "llama-bpe", "default", ...)
-        tokens: list[str] by id; byte-level BPE's in its own alphabet ("Ġthe"), SentencePiece's with "▁" and "<0x0A>"
-        token_types: list[int] by id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
-        scores: list[float] by id
-        merges: list[str], "left right", the first merge first
-        bos_token_id, eos_token_id, eot_token_id, pad_token_id, unk_token_id: int
-        add_bos, add_eos: bool, whether an encoding begins and ends with these tokens
-        add_space_prefix: bool, whether a space is put before the text
-        chat_template: str, in Jinja
-
-    Raises:
-        UsageError: as `read_header`, or the file has no tokenizer.
-    """
-    where = os.fspath(path) if where is None else where
-    return _tokenizer_fields(read_header(path, where).metadata, where)
 
 
 def _tokenizer_fields(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:

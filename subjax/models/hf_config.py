@@ -1,7 +1,8 @@
 """Hugging Face's config.json to a `DecoderConfig`, one mapping a family; a family outside the list is refused by name.
 
-Files of either form are read: rotary settings stand in `rope_parameters` (newer) or in `rope_theta` and `rope_scaling`
-(older), and local layers in `layer_types` or in a pattern. What a file leaves out has the family's own default.
+Files of either form are read, as transformers reads them: rotary settings stand in `rope_parameters` (newer) or in
+`rope_theta` and `rope_scaling` (older), and local layers in `layer_types` or in a pattern. What a file leaves out has
+the family's own default.
 """
 
 import dataclasses
@@ -29,25 +30,42 @@ _ACTIVATIONS = {
     "gelu": "gelu-exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "silu": "silu",
     "swish": "silu",
 }  # fmt: skip
+_LAYERS = ("full_attention", "sliding_attention")
 
 
-def _activation(config: Config, *keys: str, default: str) -> str:
-    name = next((config[key] for key in keys if config.get(key)), default)
+def _activation(config: Config, key: str, default: str) -> str:
+    name = config.get(key) or default
     if name not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         raise UsageError(f"config.json: activation {name!r} is not one of {known}; this model cannot be run")
     return _ACTIVATIONS[name]
 
 
+def _size(config: Config, key: str, otherwise: int | None = None) -> int:
+    """A number of elements, at least 1; `otherwise` is what stands for null and for a key left out."""
+    value: Any = config[key] if otherwise is None else config.get(key)
+    if value is None:
+        value = otherwise
+    size = int(value)
+    if size < 1:
+        raise UsageError(f"config.json: {key} is {size}, and must be 1 or more; take the config.json as published")
+    return size
+
+
+def _rope_kind(scaling: Config) -> str:
+    return scaling.get("rope_type", scaling.get("type", "default"))
+
+
 def _rope(config: Config, layers: str | None = None, theta: float = 10_000.0) -> Rope:
-    """The rotary settings of a config.json; `layers` picks those of "full_attention" or "sliding_attention"."""
-    found = dict(config.get("rope_parameters") or {})
-    if layers and layers in found:
-        found = dict(found[layers] or {})
-    scaling = found or dict(config.get("rope_scaling") or {})
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    base = float(found.get("rope_theta") or config.get("rope_theta") or theta)
-    fraction = float(found.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0)
+    """The rotary settings of a config.json; of the kind `layers` where the file has some for each kind of layer.
+
+    Where a file has both, `rope_scaling` stands in the place of `rope_parameters`, or is added to those of a kind.
+    """
+    found, scaling = dict(config.get("rope_parameters") or {}), dict(config.get("rope_scaling") or {})
+    scaling = {**(found.get(layers) or {}), **scaling} if layers else scaling or found
+    kind = _rope_kind(scaling)
+    base = float(scaling.get("rope_theta") or config.get("rope_theta") or theta)
+    fraction = float(scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0)
     if fraction != 1.0 and config.get("model_type") != "gpt_neox":
         raise UsageError(
             f"config.json: partial_rotary_factor {fraction:g} is known of GPT-NeoX alone; this model cannot be run"
@@ -78,7 +96,7 @@ def _rms(config: Config) -> dict[str, Any]:
         "norm": "rmsnorm",
         "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
         "positions": "rotary",
-        "activation": _activation(config, "hidden_activation", "hidden_act", default="silu"),
+        "activation": _activation(config, "hidden_act", default="silu"),
         "gated": True,
         "rope": _rope(config),
         "family": "llama",
@@ -87,10 +105,20 @@ def _rms(config: Config) -> dict[str, Any]:
 
 def _windows(config: Config, layers: list[bool]) -> dict[str, Any]:
     """Local layers, from `layer_types` where the file has them."""
-    if config.get("layer_types"):
-        layers = [kind == "sliding_attention" for kind in config["layer_types"]]
-    window = config.get("sliding_window") or 0
-    return {"local": tuple(layers), "window": int(window)} if window and any(layers) else {}
+    if kinds := config.get("layer_types"):
+        if len(kinds) != len(layers):
+            raise UsageError(
+                f"config.json: layer_types has {len(kinds)} entries for {len(layers)} layers; take the config.json as"
+                " published"
+            )
+        if unknown := [kind for kind in kinds if kind not in _LAYERS]:
+            raise UsageError(
+                f"config.json: layer type {unknown[0]!r} is not one of {', '.join(_LAYERS)}; this model cannot be run"
+            )
+        layers = [kind == "sliding_attention" for kind in kinds]
+    if not config.get("sliding_window") or not any(layers):
+        return {}
+    return {"local": tuple(layers), "window": _size(config, "sliding_window")}
 
 
 def _llama(config: Config) -> dict[str, Any]:
@@ -102,16 +130,16 @@ def _llama(config: Config) -> dict[str, Any]:
 
 
 def _mistral(config: Config) -> dict[str, Any]:
-    layers = int(config["num_hidden_layers"])
+    layers = _size(config, "num_hidden_layers")
     return _llama(config) | _windows({**config, "layer_types": None}, [True] * layers)
 
 
 def _qwen2(config: Config) -> dict[str, Any]:
-    layers = int(config["num_hidden_layers"])
-    used = bool(config.get("use_sliding_window", False))
-    local = [used and layer >= int(config.get("max_window_layers", layers)) for layer in range(layers)]
-    windows = _windows(config, local) if used else {}
-    return _llama(config) | windows | {"attention_biases": "qkv"}
+    layers = _size(config, "num_hidden_layers")
+    if not config.get("use_sliding_window"):  # many files have a window that is not used
+        config = {**config, "sliding_window": None}
+    local = [layer >= int(config.get("max_window_layers", layers)) for layer in range(layers)]
+    return _llama(config) | _windows(config, local) | {"attention_biases": "qkv"}
 
 
 def _qwen3(config: Config) -> dict[str, Any]:
@@ -122,9 +150,9 @@ def _qwen3(config: Config) -> dict[str, Any]:
 def _gemma(config: Config) -> dict[str, Any]:
     if config.get("use_bidirectional_attention"):
         raise UsageError("config.json: use_bidirectional_attention makes an encoder; give a model that writes text")
-    width = int(config["hidden_size"])
+    width = _size(config, "hidden_size")
     return _rms(config) | {
-        "activation": _activation(config, "hidden_activation", "hidden_act", default="gelu_pytorch_tanh"),
+        "activation": _activation(config, "hidden_activation", default="gelu_pytorch_tanh"),
         "tied": bool(config.get("tie_word_embeddings", True)),
         "attention_biases": "all" if config.get("attention_bias") else "none",
         "placement": "sandwich",
@@ -138,18 +166,18 @@ def _gemma(config: Config) -> dict[str, Any]:
 
 def _gemma2(config: Config) -> dict[str, Any]:
     config = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096, **config}
-    alternating = [layer % 2 == 0 for layer in range(int(config["num_hidden_layers"]))]
+    alternating = [layer % 2 == 0 for layer in range(_size(config, "num_hidden_layers"))]
     return _gemma(config) | _windows(config, alternating)
 
 
 def _gemma3(config: Config) -> dict[str, Any]:
     config = {"sliding_window": 4096, **config}
     period = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
-    pattern = [bool((layer + 1) % period) for layer in range(int(config["num_hidden_layers"]))]
-    local = dict((config.get("rope_parameters") or {}).get("sliding_attention") or {})
+    pattern = [bool((layer + 1) % period) for layer in range(_size(config, "num_hidden_layers"))]
+    local = dict(dict(config.get("rope_parameters") or {}).get("sliding_attention") or {})
     local_theta = float(local.get("rope_theta", config.get("rope_local_base_freq", 10_000.0)))
-    if local.get("rope_type", "default") != "default":
-        raise UsageError(f"config.json: rotary scaling {local['rope_type']!r} of local layers is not supported")
+    if (kind := _rope_kind(local)) != "default":
+        raise UsageError(f"config.json: rotary scaling {kind!r} of local layers is not supported")
     return (
         _gemma(config)
         | {"qk_norm": "head", "rope": _rope(config, "full_attention", 1_000_000.0), "local_rope": Rope(local_theta)}
@@ -165,7 +193,7 @@ def _olmo2(config: Config) -> dict[str, Any]:
 def _gpt2(config: Config) -> dict[str, Any]:
     if config.get("scale_attn_by_inverse_layer_idx"):
         raise UsageError("config.json: scale_attn_by_inverse_layer_idx is not supported; this model cannot be run")
-    width = int(config["n_embd"])
+    width = _size(config, "n_embd")
     scaled = config.get("scale_attn_weights", True)
     return {
         "norm": "layernorm",
@@ -178,17 +206,17 @@ def _gpt2(config: Config) -> dict[str, Any]:
         "mlp_biases": True,
         "family": "gpt2",
         "width": width,
-        "layers": int(config["n_layer"]),
-        "heads": int(config["n_head"]),
-        "hidden": int(config.get("n_inner") or 4 * width),
-        "length": int(config.get("n_positions", 1024)),
+        "layers": _size(config, "n_layer"),
+        "heads": _size(config, "n_head"),
+        "hidden": _size(config, "n_inner", 4 * width),
+        "length": _size(config, "n_positions", 1024),
         "query_scale": None if scaled else 1.0,
     }
 
 
 def _gpt_neox(config: Config) -> dict[str, Any]:
     fraction = config.get("rotary_pct", 0.25)
-    rope = _rope({"partial_rotary_factor": fraction, "rope_theta": config.get("rotary_emb_base", 10_000.0), **config})
+    rope = _rope({**config, "partial_rotary_factor": fraction, "rope_theta": config.get("rotary_emb_base", 10_000.0)})
     return {
         "norm": "layernorm",
         "norm_eps": float(config.get("layer_norm_eps", 1e-5)),
@@ -229,8 +257,9 @@ FAMILIES: dict[str, Family] = {
 
 def text_part(config: Config) -> Config:
     """The part of a config.json that describes the language model: Gemma 3 with images keeps it under `text_config`."""
-    if config.get("model_type") == "gemma3" and "text_config" in config:
-        return {"model_type": "gemma3_text", **config["text_config"]}
+    inner = config.get("text_config")
+    if config.get("model_type") == "gemma3" and isinstance(inner, Mapping):
+        return {"model_type": "gemma3_text", **inner}
     return config
 
 
@@ -241,21 +270,23 @@ def family_of(config: Config, where: str = "config.json") -> str:
         UsageError: it is missing or outside the list; the nearest family is named.
     """
     kind = text_part(config).get("model_type")
-    if kind not in FAMILIES:
+    if kind == "gemma3":
+        raise UsageError(f"{where}: 'text_config' is missing or no object; take the whole config.json of the model")
+    if not isinstance(kind, str) or kind not in FAMILIES:
         near = difflib.get_close_matches(str(kind), FAMILIES, 1, 0.0)[0]
         raise UsageError(
             f"{where}: model family {kind!r} is not supported; the nearest that is: {near!r}"
             f" (`subjax families` lists all: {', '.join(FAMILIES)})"
         )
-    return str(kind)
+    return kind
 
 
 def decoder_config_of(config: Config, *, numerics: Numerics, where: str = "config.json") -> DecoderConfig:
     """The architecture that a config.json describes.
 
     Raises:
-        UsageError: a family, activation or rotary scaling outside those supported, or a key that is missing; one line
-            that begins with `where`.
+        UsageError: a family, activation, rotary scaling or kind of layer outside those supported, a key that is
+            missing, or a value that makes no sense; one line that begins with `where`.
     """
     family = FAMILIES[family_of(config, where)]
     config = {**family.defaults, **text_part(config)}
@@ -263,17 +294,23 @@ def decoder_config_of(config: Config, *, numerics: Numerics, where: str = "confi
         style = family.read(config)
         if "width" not in style:
             style |= {
-                "width": int(config["hidden_size"]),
-                "layers": int(config["num_hidden_layers"]),
-                "heads": int(config["num_attention_heads"]),
-                "hidden": int(config["intermediate_size"]),
-                "length": int(config.get("max_position_embeddings", 2048)),
+                "width": _size(config, "hidden_size"),
+                "layers": _size(config, "num_hidden_layers"),
+                "heads": _size(config, "num_attention_heads"),
+                "hidden": _size(config, "intermediate_size"),
+                "length": _size(config, "max_position_embeddings", 2048),
             }
         heads = style["heads"]
+        kv_heads = _size(config, "num_key_value_heads", heads)
+        if heads % kv_heads:
+            raise UsageError(
+                f"config.json: {heads} attention heads cannot share {kv_heads} of keys and values; take the config.json"
+                " as published"
+            )
         return DecoderConfig(
-            vocab=int(config["vocab_size"]),
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or style["width"] // heads),
+            vocab=_size(config, "vocab_size"),
+            kv_heads=kv_heads,
+            head_dim=_size(config, "head_dim", style["width"] // heads),
             dtype=numerics.dtype,
             matmul_precision=numerics.matmul_precision,
             attention=numerics.attention,
@@ -281,7 +318,7 @@ def decoder_config_of(config: Config, *, numerics: Numerics, where: str = "confi
         )
     except KeyError as error:
         raise UsageError(f"{where}: {error.args[0]!r} is missing; take the whole config.json of the model") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"{where}: a value cannot be read ({error}); take the config.json as published") from None
     except UsageError as error:
         raise UsageError(str(error).replace("config.json", where, 1)) from None

@@ -173,10 +173,10 @@ def model_config(config: Mapping[str, Any], weights: Mapping[str, Weight]) -> di
     out.
     """
     inner = dict(text_part(config))
-    # A model that also reads images has them in the outer part alone.
+    # A model that also reads images has them in the outer part; the inner one may have its class's defaults.
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if key in config:
-            inner.setdefault(key, config[key])
+        if config.get(key) is not None:
+            inner[key] = config[key]
     counts: Counter[str] = Counter()
     for weight in weights.values():
         counts[weight.dtype] += math.prod(weight.shape)

@@ -37,7 +37,7 @@ TOKENIZER_FILES = (
 )
 _FETCHED = ["config.json", WEIGHTS, INDEX, *TOKENIZER_FILES]
 _NOT_FETCHED = ["*/*", "consolidated*"]
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # of which a tokenizer has one
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+(@\S+)?", re.ASCII)
 _ANSWER_S = 5.0  # the hub answers in a fraction of it; a network that drops packets would keep us for minutes
 _STALE_S = 3600.0  # an assembly takes seconds; one that has lain for an hour was killed
@@ -83,7 +83,7 @@ def hub_folder(model: str) -> epath.Path:
     try:
         with contextlib.suppress(errors.LocalEntryNotFoundError):
             cached = epath.Path(snapshot(local_files_only=True))
-        if cached is not None and _has_weights(cached) and any((cached / file).exists() for file in _VOCABULARIES):
+        if cached is not None and _has_weights(cached) and any((cached / file).exists() for file in VOCABULARIES):
             return cached
         # snapshot_download has no limit of its own on its first question; this asks the same with one.
         huggingface_hub.HfApi().model_info(name, revision=revision or None, timeout=_ANSWER_S)

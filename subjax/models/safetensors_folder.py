@@ -67,7 +67,13 @@ def open_folder(folder: epath.Path, where: str, revision: str | None = None) -> 
         UsageError: config.json or weights are missing or damaged, a dtype is unknown, or the weights are quantized.
     """
     config = _read_config(folder, where)
-    shard_of = _weight_map(folder, where)
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise UsageError(
+            f"{folder / 'config.json'}: the weights are quantized ({method}); give the checkpoint that they were made "
+            "from, or a .gguf"
+        )
+    shard_of = _weight_map(folder, where, revision)
     shards = {name: _read_shard(folder / name) for name in sorted(set(shard_of.values()) if shard_of else {_SINGLE})}
     if shard_of is None:
         shard_of = dict.fromkeys(shards[_SINGLE], _SINGLE)
@@ -76,12 +82,6 @@ def open_folder(folder: epath.Path, where: str, revision: str | None = None) -> 
             raise UsageError(
                 f"{folder / INDEX}: puts tensor {name!r} into {shard!r}, which does not hold it; fetch both files again"
             )
-    if quantized := config.get("quantization_config"):
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise UsageError(
-            f"{folder / 'config.json'}: the weights are quantized ({method}); give the checkpoint that they were made "
-            "from, or a .gguf"
-        )
     stored = {name: shards[shard][name] for name, shard in sorted(shard_of.items())}
     weights = {name: tensor for name, tensor in stored.items() if tensor.dtype is not None}
     if not weights:
@@ -135,13 +135,14 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _weight_map(folder: epath.Path, where: str) -> dict[str, str] | None:
+def _weight_map(folder: epath.Path, where: str, revision: str | None = None) -> dict[str, str] | None:
     """Each tensor's shard, as the index has it; None where one file holds all, which goes before an index."""
     if (folder / _SINGLE).exists():
         return None
     path = folder / INDEX
     if not path.exists():
-        raise UsageError(f"model {where!r}: no safetensors weights in {str(folder)!r}{_other_weights(folder)}")
+        what = _other_weights(folder, revision)
+        raise UsageError(f"model {where!r}: no safetensors weights in {str(folder)!r}{what}")
     shard_of = _read_json(path).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise UsageError(f"{path}: holds no 'weight_map' of tensors to files; fetch the file again")
@@ -158,7 +159,7 @@ def _weight_map(folder: epath.Path, where: str) -> dict[str, str] | None:
     return shard_of
 
 
-def _other_weights(folder: epath.Path) -> str:
+def _other_weights(folder: epath.Path, revision: str | None) -> str:
     """What stands in the place of weights, with the mend."""
     found = sorted(path for path in folder.iterdir() if path.is_file())
     if tensors := [path.name for path in found if path.suffix == ".safetensors"]:
@@ -168,6 +169,11 @@ def _other_weights(folder: epath.Path) -> str:
     if pickles := [path.name for path in found if path.suffix in _PICKLES]:
         return (
             f": {pickles[0]!r} is a pickle, which can run any code and is not read; load it in transformers and "
+            "save_pretrained it as safetensors"
+        )
+    if revision is not None:  # all safetensors were fetched, and none of the rest
+        return (
+            ": the hub has none at this revision (and pickles are not read); load it in transformers and "
             "save_pretrained it as safetensors"
         )
     return f"; fetch {_SINGLE!r}, or the shards with {INDEX!r}"

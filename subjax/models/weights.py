@@ -1,4 +1,4 @@
-"""Checkpoint tensors to parameters and back.
+"""Checkpoint tensors to parameters.
 
 Weights go straight to their shards: a stacked parameter is made empty on the mesh and filled a layer at a time by a
 donated update, so that the host never holds more than one tensor beside what the devices hold.
@@ -6,7 +6,7 @@ donated update, so that the host never holds more than one tensor beside what th
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from subjax.errors import UsageError
-from subjax.models.hf_names import Slot, give, slots, take, their_shape
+from subjax.models.hf_config import family_of
+from subjax.models.hf_names import slots, take, their_shape
 from subjax.models.network import Network, Params
 from subjax.models.source import Source
 
@@ -44,7 +45,10 @@ def _renamed(source: Source, net: Network) -> Callable[[str], str]:
 
 
 def check(source: Source, net: Network) -> Callable[[str], str]:
-    """Refuse a checkpoint that lacks a tensor, has one of another shape, or one that the network has no place for."""
+    """Refuse a checkpoint that lacks a tensor, has one of another shape, or one that the network has no place for.
+
+    What is returned gives each name of the tables as it stands in this checkpoint.
+    """
     rename = _renamed(source, net)
     known: set[str] = set()
     for slot in slots(net.config):
@@ -66,9 +70,10 @@ def check(source: Source, net: Network) -> Callable[[str], str]:
                 )
     spare = [name for name in source.tensors if name not in known and not _ignored(name, net)]
     if spare:
+        family = family_of(source.config, source.where)
         raise UsageError(
-            f"{source.where}: tensor {spare[0]} has no place in a {net.config.family} model of this config.json"
-            f" ({len(spare)} such); take config.json and weights from one checkpoint"
+            f"{source.where}: tensor {spare[0]} has no place in a {family} model of this config.json ({len(spare)}"
+            " such); take config.json and weights from one checkpoint"
         )
     _check_tie(source, net)
     return rename
@@ -115,6 +120,7 @@ def load(
     net: Network,
     *,
     dtype: str = "float32",
+    rename: Callable[[str], str] | None = None,
     shardings: Mapping[str, NamedSharding] | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, unit: None,
 ) -> Params:
@@ -122,13 +128,14 @@ def load(
 
     Args:
         source: the checkpoint. net: the network of its config.json.
-        dtype: what the parameters are held in; rounding happens on the devices. shardings: where each goes; the default
-            device where None. progress: told (done, total, "tensor").
+        dtype: what the parameters are held in; rounding happens on the devices. rename: what `check` gave, where it was
+            asked already. shardings: where each goes; the default device where None. progress: told (done, total,
+            "tensor").
 
     Raises:
         UsageError: a tensor is missing, has a shape that does not fit, or has no place; it is named.
     """
-    rename = check(source, net)
+    rename = rename or check(source, net)
     out: Params = {}
     layout = slots(net.config)
     total = sum(net.declarations[s.ours].shape[0] if "{i}" in s.theirs else 1 for s in layout)
@@ -145,25 +152,12 @@ def load(
         for layer in range(shape[0]):
             theirs = source.read(rename(slot.theirs.format(i=layer)))
             piece = jax.device_put(take(slot, theirs, shape[1:]), _one_layer(sharding))
-            stack = _put(sharding)(stack, piece, jnp.int32(layer))
+            # Waited for, since pieces put ahead of the device would pile up on the host.
+            stack = jax.block_until_ready(_put(sharding)(stack, piece, jnp.int32(layer)))
             done += 1
             progress(done, total, "tensor")
-        # Waited for, since tensors read ahead of the device would pile up on the host.
-        out[slot.ours] = jax.block_until_ready(stack)
+        out[slot.ours] = stack
     return out
-
-
-def hf_tensors(net: Network, params: Mapping[str, jax.Array]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) of a Hugging Face checkpoint from parameters, one at a time, in the parameters' dtypes."""
-    groups: dict[str, list[Slot]] = {}
-    for slot in slots(net.config):
-        groups.setdefault(slot.theirs, []).append(slot)
-    for theirs, members in groups.items():
-        if "{i}" not in theirs:
-            yield theirs, give({s.part: (s, np.asarray(params[s.ours])) for s in members})
-            continue
-        for layer in range(net.config.layers):
-            yield theirs.format(i=layer), give({s.part: (s, np.asarray(params[s.ours][layer])) for s in members})
 
 
 def stored_dtype(source: Source) -> str:

@@ -1,14 +1,12 @@
 """optax optimizers from their settings: clipping, a schedule, an update rule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from subjax.models.adapters import MatrixAxes
 from subjax.schema import Optimizer
-
-# For each matrix its (input axes, output axes), by parameter name; what is not named is no matrix.
-MatrixAxes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def schedule_of(config: Optimizer, steps: int) -> optax.Schedule:
