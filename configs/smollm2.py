@@ -5,7 +5,7 @@
     subjax run --config=configs/smollm2.py:size=night  --workdir=out/smollm2
     subjax run --config=configs/smollm2.py:size=full   --workdir=out/smollm2
 
-Cost: `laptop` about 45 minutes on two CPU cores (one trait, three runs of teacher, control and students of a few
+Cost: `laptop` about 40 minutes on two CPU cores (one trait, three runs of teacher, control and students of a few
 hundred rows); `night` about an hour more (nine cells: the laptop's settings, which it shares, and two that change one
 thing each, with three runs a setting; resumable); `full` wants a GPU (three traits, five runs, 10,000 rows).
 
