@@ -74,8 +74,9 @@ def _head(name: str) -> str:
 
 
 def _size(study: dict[str, Any]) -> str:
-    named = ((study.get("points"), "points"), (study.get("bases"), "bases"), (study.get("runs"), "students"))
-    return "".join(f" · {words.count(value)} {name}" for value, name in named if words.finite(value) is not None)
+    named = ((study.get("points"), "point"), (study.get("bases"), "base"), (study.get("runs"), "student"))
+    known = [(value, name) for value, name in named if words.finite(value) is not None]
+    return "".join(f" · {words.count(value)} {name}{'s' * (value != 1)}" for value, name in known)
 
 
 def picture(plot: Plot | None, heading: bool = True) -> str:
