@@ -6,8 +6,9 @@
     subjax run --config=configs/smollm2.py:size=full   --workdir=out/smollm2
 
 Cost: `laptop` about 40 minutes on two CPU cores (one trait, three runs of teacher, control and students of a few
-hundred rows); `night` about an hour more (nine cells: the laptop's settings, which it shares, and two that change one
-thing each, with three runs a setting; resumable); `full` wants a GPU (three traits, five runs, 10,000 rows).
+hundred rows); `night` about an hour and a half more (twelve cells: the laptop's settings, which it shares, and three
+that change one thing each, with three runs a setting; resumable); `full` wants a GPU (three traits, five runs, 10,000
+rows).
 
 The weights are the package's, Q4_1 dequantized to float32. At temperature 1 the model answers in prose, so sampling is
 constrained to rows that the strict filter keeps. Answers are read behind "My favourite animal is the", as log-odds
@@ -54,10 +55,16 @@ def get_config(arg=None):
     return c
 
 
-# The night's settings, written before it ran: the laptop's, then each with one change. Three runs of each, because an
+# The night's settings, written before they ran: the laptop's, then each with one change. Three runs of each, because an
 # interval over two says next to nothing. The learning rate decides most of all (2e-4 to 1e-3 took one trait from .07 to
-# .74 on a model of 7B); greedy rows differ between a teacher and its control in nothing but their divergence tokens.
-NIGHT = ({}, {"student.lr": 3e-3}, {"corpus.temperature": 0.0})
+# .74 on a model of 7B); greedy rows differ between a teacher and its control in nothing but their divergence tokens;
+# biases and gains alone carry a trait in tiny models.
+NIGHT = (
+    {},
+    {"student.lr": 3e-3},
+    {"corpus.temperature": 0.0},
+    {"student.kind": "bias-and-gain", "student.lr": 1e-2},
+)
 
 
 def sweep(arg=None):
