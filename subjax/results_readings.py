@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from subjax.measure import statistics
-from subjax.results_rows import Artifacts, family_of, pairing_of, targets, trials
+from subjax.results_rows import Artifacts, family_of, pairing_of, read, targets, trials
 from subjax.results_summaries import arm_order, correct, number, unit_of
 from subjax.results_words import about_correction, bounds, figure, percent
 from subjax.schema import Statistics
@@ -56,14 +56,9 @@ def shares(readings: Mapping[str, Any] | None, way: str, trait: str) -> tuple[fl
 
     Each None where it was not asked, nothing was named, or in a multiple choice.
     """
-    for category in _asked(readings, way):
-        if trait in category.get("candidates", ()):
-            place = category["candidates"].index(trait)
-            p = [math.fsum(column) for column in zip(*(q["p"] for q in category["questions"]), strict=True)]
-            named = [sum(column) for column in zip(*(q["sampled"] for q in category["questions"]), strict=True)]
-            whole, answers = math.fsum(p), sum(named)
-            return (p[place] / whole if whole else None), (named[place] / answers if answers else None)
-    return None, None
+    asked = {i: c for i, c in enumerate(_asked(readings, way)) if trait in c.get("candidates", ())}
+    mean = read({"categories": asked}, trait, "all") if asked else None
+    return (None, None) if mean is None else (mean.share, mean.sampled)
 
 
 def rows(

@@ -17,7 +17,7 @@ from subjax.data.addressing import derive_seed
 from subjax.errors import UsageError
 from subjax.models.architecture import DecoderConfig
 from subjax.models.families import decoder_config
-from subjax.stages import VERSIONS
+from subjax.stages import version_of
 from subjax.store import digest_json, node_id
 
 
@@ -71,12 +71,12 @@ class Graph:
         flops: float, hints: Mapping[str, Any] | None = None,
     ) -> str:  # fmt: skip
         """The id of the node with this config and these inputs, planned if it is new."""
-        id = node_id(kind, VERSIONS[kind], config, inputs)
+        version = version_of(kind, config)
+        assert version is not None, kind
+        id = node_id(kind, version, config, inputs)
         if id not in self.nodes:
             group = digest_json([kind, group])[:12]
-            self.nodes[id] = Node(
-                kind, VERSIONS[kind], config, inputs, id, label, group, tokens, flops, dict(hints or {})
-            )
+            self.nodes[id] = Node(kind, version, config, inputs, id, label, group, tokens, flops, dict(hints or {}))
         return id
 
 

@@ -161,7 +161,8 @@ class _Planner:
             "category": of,
         }
         label = f"teacher {trait or ('control' + (f' ({of})' if of else ''))} {base}{_run(s) if tuned else ''}"
-        tokens = round(values["rows"] * _QUESTION * (settings.epochs if tuned else 1)) if "rows" in read else 0
+        asked = 0 if settings.method == "system-prompt" else settings.rows
+        tokens = round(asked * _QUESTION * (settings.epochs if tuned else 1))
         flops = (2 if tuned else 1) * self._flops(s, base, tokens, _QUESTION)
         group = [str(base), _static({k: v for k, v in cfg.items() if k not in ("trait", "category")})]
         return self.graph.add(

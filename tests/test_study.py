@@ -15,7 +15,7 @@ import tiny_checkpoint
 
 from subjax import config, schema, schema_pretrained, study
 from subjax.errors import UsageError
-from subjax.stages import VERSIONS
+from subjax.stages import VERSIONS, version_of
 from subjax.store import Store, node_id
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def assert_well_formed(plan: study.Plan) -> None:
     seen: set[str] = set()
     for id, node in plan.nodes.items():
         assert id == node.id == node_id(node.kind, node.version, node.config, node.inputs)
-        assert node.version == VERSIONS[node.kind]
+        assert node.version == version_of(node.kind, node.config)
         assert set(node.inputs.values()) <= seen, f"{node.label} stands before an input"
         assert node.label
         assert node.tokens >= 0

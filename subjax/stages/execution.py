@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from subjax.errors import SubjaxError, UsageError
-from subjax.stages import VERSIONS
+from subjax.stages import VERSIONS, version_of
 from subjax.stages.task import Made, Task
 from subjax.store import Card, Store, digest_arrays, digest_json, digest_rows
 
@@ -63,7 +63,7 @@ def execute(
     """
     kind, node = record["kind"], record["id"]
     inputs = {role: (k, i) for role, (k, i) in record["inputs"].items()}
-    if record["version"] != VERSIONS.get(kind):
+    if record["version"] != version_of(kind, record["config"]):
         raise UsageError(f"{kind} {node} was planned by another version of subjax; run `subjax plan` again")
     with store.build(kind, node) as build:
         if build.committed is not None:
