@@ -16,6 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from subjax.models.architecture import DecoderConfig
+from subjax.models.low_rank import low_rank
+from subjax.models.packed import Packing, moved
 from subjax.models.rotary import Rotation, rotate, rotation
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
@@ -98,8 +100,8 @@ class Linear(nnx.Module):
         )
         y = product(x, self.kernel[...], contract)
         if adapter is not None:
-            low = product(x, adapter["a"], contract)
-            y = y + product(low, adapter["b"], ((2,), (0,))) * adapter["scale"].astype(dtype)
+            a, b = (adapter[part].astype(dtype) for part in ("a", "b"))
+            y = y + low_rank(x, a, b, adapter["scale"].astype(dtype), self.config.matmul_precision)
         if self.biased:
             y = y + self.bias[...].astype(dtype)[None, None]
         return y
@@ -165,6 +167,32 @@ class Attention(nnx.Module):
         self, q: Array, k: Array, v: Array, mask: Bool[Array, "batch queries keys"], adapter: dict
     ) -> Float[Array, "batch queries width"]:
         """Attend from `q` to `k`, `v` where `mask` holds, softmax in float32, and project back to the width."""
+        return self.o(self._attended(q, k, v, mask), adapter.get("o"))
+
+    def mix_packed(
+        self, q: Array, k: Array, v: Array, packing: Packing, masks: tuple[Array, Array], adapter: dict
+    ) -> Float[Array, "rows length width"]:
+        """`mix` over packed rows: `masks` are those of the shared beginning and of the chats' lines."""
+        rows, first = q.shape[0], packing.prefix
+        token, place = packing.lines()
+        chat, held = packing.chat, packing.held()
+        spread = lambda a: moved(a, token, place, chat).reshape(-1, packing.longest, *a.shape[2:])  # noqa: E731
+        chats = packing.starts.shape[1]
+        own_k, own_v = spread(k), spread(v)
+        if first:
+            own_k, own_v = (
+                jnp.concatenate([_for_each(a[:, :first], chats), own], 1) for a, own in ((k, own_k), (v, own_v))
+            )
+        y = self._attended(spread(q), own_k, own_v, masks[1]).reshape(rows, -1, *q.shape[2:])
+        y = moved(y, place, token, held)
+        if first:
+            begun = self._attended(q[:, :first], k[:, :first], v[:, :first], masks[0])
+            y = jnp.concatenate([begun, y[:, first:]], 1)
+        return self.o(y, adapter.get("o"))
+
+    def _attended(
+        self, q: Array, k: Array, v: Array, mask: Bool[Array, "batch queries keys"]
+    ) -> Float[Array, "batch queries heads dim"]:
         b, s, h, d = q.shape
         config = self.config
         groups = h // config.kv_heads
@@ -175,7 +203,13 @@ class Attention(nnx.Module):
         scores = _capped(scores * (config.query_scale or d**-0.5), config.attention_cap)
         weights = softmax(jnp.where(mask[:, None, None], scores, NEGATIVE)).astype(q.dtype)
         y = jnp.einsum("bkgqt,bktd->bkgqd", weights, v, precision=config.matmul_precision)
-        return self.o(y.transpose(0, 3, 1, 2, 4).reshape(b, s, h, d), adapter.get("o"))
+        return y.transpose(0, 3, 1, 2, 4).reshape(b, s, h, d)
+
+
+def _for_each(shared: Array, chats: int) -> Array:
+    """What a packed row's chats share, (rows, length, ...), once for each of them: (rows x chats, length, ...)."""
+    each = jnp.broadcast_to(shared[:, None], (shared.shape[0], chats, *shared.shape[1:]))
+    return each.reshape(-1, *shared.shape[1:])
 
 
 def _capped(x: Array, cap: float) -> Array:
