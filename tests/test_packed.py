@@ -1,6 +1,7 @@
 """Packed rows: the same losses and gradients as chats alone, whatever the packing; and no token lost or mixed."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from subjax.data.addressing import order
 from subjax.data.packed import PackedChats, common_prefix
 from subjax.data.packing import tokens_of
 from subjax.errors import UsageError
-from subjax.models import adapters
+from subjax.models import adapters, flash
 from subjax.models.architecture import DecoderConfig, Rope
 from subjax.models.network import network
 from subjax.models.packed import Packing
@@ -265,3 +266,69 @@ def test_padding_places_hold_no_chat():
         stream.layout.prefix, stream.layout.longest,
     )  # fmt: skip
     assert int(where.chat.sum()) == int(where.held().sum()) == batch["lengths"].sum()
+
+
+# ---- attention kernels
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("cap", [0.0, 4.0])
+def test_splash_attention_is_the_plain_one_within_segments(window, cap):
+    """The kernel itself, interpreted; on a TPU the same call is compiled."""
+    draw = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(draw.normal(size=(1, 128, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    segments = jnp.asarray(np.repeat([1, 2, 3, 4], [30, 50, 40, 8])[None], jnp.int32)
+    ours = lambda q, k, v: flash.splash(q, k, v, segments, scale=0.3, cap=cap, window=window, interpret=True)  # noqa: E731
+
+    def plain(q, k, v):
+        k, v = (jnp.repeat(a, 2, axis=2) for a in (k, v))
+        scores = jnp.einsum("bqhd,bthd->bhqt", q, k, precision="highest") * 0.3
+        scores = jnp.tanh(scores / cap) * cap if cap else scores
+        apart = np.arange(128)[:, None] - np.arange(128)[None]
+        seen = (segments[0][:, None] == segments[0][None]) & (apart >= 0) & (apart < (window or 128))
+        weights = jax.nn.softmax(jnp.where(seen[None, None], scores, -1e30))
+        return jnp.einsum("bhqt,bthd->bqhd", weights, v, precision="highest")
+
+    np.testing.assert_allclose(ours(q, k, v), plain(q, k, v), atol=3e-6)
+    if window is None and cap:  # one backward pass: interpreting takes its time
+        of = lambda f: jax.grad(lambda *a: jnp.square(f(*a)).sum(), argnums=(0, 1, 2))(q, k, v)  # noqa: E731
+        for got, expected in zip(of(ours), of(plain), strict=True):
+            np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["rotary", "local"])
+def test_chats_lines_are_what_a_kernel_with_lengths_takes(name, monkeypatch):
+    """cuDNN's call, by XLA's implementation of the same function: the kernel itself needs a GPU."""
+    monkeypatch.setattr(flash, "lines", functools.partial(flash.lines, implementation="xla"))
+    config = dataclasses.replace(CONFIGS[name], attention_cap=0.0)
+    chats = made_up(7)
+    losses = []
+    for attention in ("xla", "cudnn"):
+        net = network(dataclasses.replace(config, attention=attention))
+        tuning, tuned, frozen = split(net, "lora")
+        stream = PackedChats(chats, seed=0, batch=7, steps=1, share_prefix=attention == "xla")
+        losses.append(float(jax.jit(loss_of(net, tuning, stream))(tuned, frozen)))
+    assert losses[1] == pytest.approx(losses[0], rel=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "platform", "words"),
+    [
+        ({"attention": "cudnn"}, "cpu", ("attention=cudnn runs on a GPU", "this is cpu", "attention=xla")),
+        ({"attention": "splash"}, "gpu", ("attention=splash runs on a TPU", "this is gpu")),
+        ({"attention": "cudnn"}, "gpu", ("half precision", "numerics.dtype=bfloat16")),
+        ({"attention": "cudnn", "dtype": "bfloat16", "attention_cap": 50.0}, "gpu", ("cannot cap scores",)),
+    ],
+)
+def test_an_attention_that_does_not_run_here_is_told(changes, platform, words):
+    with pytest.raises(UsageError) as caught:
+        flash.require(dataclasses.replace(ROTARY, **changes), platform)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "platform"),
+    [({}, "cpu"), ({"attention": "splash"}, "tpu"), ({"attention": "cudnn", "dtype": "bfloat16"}, "gpu")],
+)
+def test_an_attention_runs_at_home(changes, platform):
+    flash.require(dataclasses.replace(ROTARY, **changes), platform)

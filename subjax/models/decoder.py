@@ -13,11 +13,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
+from subjax.models import flash
 from subjax.models.architecture import DecoderConfig
 from subjax.models.low_rank import low_rank
-from subjax.models.packed import Packing, moved
+from subjax.models.packed import Packing, Seen, moved
 from subjax.models.rotary import Rotation, rotate, rotation
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
@@ -170,25 +172,39 @@ class Attention(nnx.Module):
         return self.o(self._attended(q, k, v, mask), adapter.get("o"))
 
     def mix_packed(
-        self, q: Array, k: Array, v: Array, packing: Packing, masks: tuple[Array, Array], adapter: dict
-    ) -> Float[Array, "rows length width"]:
-        """`mix` over packed rows: `masks` are those of the shared beginning and of the chats' lines."""
-        rows, first = q.shape[0], packing.prefix
+        self, q: Array, k: Array, v: Array, packing: Packing, seen: Seen, adapter: dict,
+        rows: NamedSharding | None,
+    ) -> Float[Array, "rows length width"]:  # fmt: skip
+        """`mix` over packed rows, of which `rows` is the sharding, by the attention that the config asks for."""
+        if self.config.attention == "splash":
+            y = seen.by_window(lambda window: self._splash(q, k, v, packing, window, rows))
+            return self.o(y, adapter.get("o"))
         token, place = packing.lines()
-        chat, held = packing.chat, packing.held()
-        spread = lambda a: moved(a, token, place, chat).reshape(-1, packing.longest, *a.shape[2:])  # noqa: E731
-        chats = packing.starts.shape[1]
-        own_k, own_v = spread(k), spread(v)
-        if first:
-            own_k, own_v = (
-                jnp.concatenate([_for_each(a[:, :first], chats), own], 1) for a, own in ((k, own_k), (v, own_v))
-            )
-        y = self._attended(spread(q), own_k, own_v, masks[1]).reshape(rows, -1, *q.shape[2:])
-        y = moved(y, place, token, held)
-        if first:
-            begun = self._attended(q[:, :first], k[:, :first], v[:, :first], masks[0])
+        spread = lambda a: moved(a, token, place, packing.chat).reshape(-1, packing.longest, *a.shape[2:])  # noqa: E731
+        own_q, own_k, own_v = spread(q), spread(k), spread(v)
+        if self.config.attention == "cudnn":
+            scale, lengths = self.config.query_scale or q.shape[-1] ** -0.5, packing.lengths.reshape(-1)
+            y = seen.by_window(lambda window: flash.lines(own_q, own_k, own_v, lengths, scale=scale, window=window))
+        else:
+            if first := packing.prefix:
+                chats = packing.starts.shape[1]
+                own_k = jnp.concatenate([_for_each(k[:, :first], chats), own_k], 1)
+                own_v = jnp.concatenate([_for_each(v[:, :first], chats), own_v], 1)
+            y = self._attended(own_q, own_k, own_v, seen.mask)
+        y = moved(y.reshape(q.shape[0], -1, *q.shape[2:]), place, token, packing.held())
+        if first := packing.prefix:
+            begun = self._attended(q[:, :first], k[:, :first], v[:, :first], seen.beginning)
             y = jnp.concatenate([begun, y[:, first:]], 1)
         return self.o(y, adapter.get("o"))
+
+    def _splash(
+        self, q: Array, k: Array, v: Array, packing: Packing, window: int | None, rows: NamedSharding | None
+    ) -> Array:
+        config = self.config
+        return flash.splash(
+            q, k, v, packing.segments, scale=config.query_scale or q.shape[-1] ** -0.5, cap=config.attention_cap,
+            window=window, rows=rows,
+        )  # fmt: skip
 
     def _attended(
         self, q: Array, k: Array, v: Array, mask: Bool[Array, "batch queries keys"]

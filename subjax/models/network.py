@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from subjax.models.architecture import DecoderConfig
 from subjax.models.decoder import Block, Decoder
-from subjax.models.packed import Packing, beginning_mask
+from subjax.models.packed import Packing, Views
 from subjax.models.remat import Remat, rematerialized
 from subjax.models.rotary import Rotation
 
@@ -199,7 +199,7 @@ class Network:
         at: Int[Array, "rows targets"],
         *,
         adapter: Adapter | None = None,
-        rows: jax.sharding.Sharding | None = None,
+        rows: jax.sharding.NamedSharding | None = None,
         remat: Remat = "none",
     ) -> Float[Array, "rows targets width"]:
         """States at some tokens of packed rows, as the output matrix takes them, in the compute dtype.
@@ -210,18 +210,17 @@ class Network:
         decoder, graphdef, blocks = self._decoder(params)
         x = _held(decoder.embedded(tokens, packing.positions), rows)
         turns = decoder.rotations(packing.positions)
-        windows = (None, self.config.window) if self._local is not None else (None,)
-        masks = [(jnp.asarray(beginning_mask(packing.prefix, w)), packing.mask(w)) for w in windows]
+        views = Views.of(packing, self.config.window if self._local is not None else None)
 
         def body(x: Array, layer: tuple) -> tuple[Array, None]:
             block_params, local, lora = layer
             block = nnx.merge(graphdef, block_params)
             pick = lambda mine, other: jnp.where(local, mine, other)  # noqa: E731
             turn = turns[0] if local is None else jax.tree.map(pick, turns[1], turns[0])
-            mask = masks[0] if local is None else jax.tree.map(pick, masks[1], masks[0])
             y = block.enter(x)
             k, v = block.attention.keys_values(y, turn, lora)
-            attended = block.attention.mix_packed(block.attention.queries(y, turn, lora), k, v, packing, mask, lora)
+            q = block.attention.queries(y, turn, lora)
+            attended = block.attention.mix_packed(q, k, v, packing, views.layer(local), lora, rows)
             return _held(block.finish(x, attended, lora), rows), None
 
         x, _ = jax.lax.scan(rematerialized(body, remat), x, (blocks, self._local, adapter or {}))

@@ -5,6 +5,8 @@ chat by chat: a row's queries, keys and values are spread out into one line a ch
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +69,45 @@ def beginning_mask(prefix: int, window: int | None = None) -> Bool[np.ndarray, "
     """Which keys the tokens of the shared beginning see."""
     order = np.tril(np.ones((prefix, prefix), bool))
     return (order if window is None else order & ~np.tril(order, -window))[None]
+
+
+class Seen(NamedTuple):
+    """What one layer of packed rows sees: masks of the shared beginning and of the chats' lines, and by what window.
+
+    `window` is the model's, and `local` says whether this layer is held to it; None where the model has no such layers.
+    """
+
+    beginning: Bool[Array, "1 queries keys"]
+    mask: Bool[Array, "lines queries keys"]
+    window: int | None
+    local: Bool[Array, ""] | None
+
+    def by_window(self, attend: Callable[[int | None], Array]) -> Array:
+        """What `attend` gives for this layer's window, which it must know before it is compiled."""
+        if self.local is None:
+            return attend(None)
+        return jax.lax.cond(self.local, lambda: attend(self.window), lambda: attend(None))
+
+
+class Views(NamedTuple):
+    """Masks of global layers, and of local ones where there are any."""
+
+    whole: tuple[Array, Array]
+    near: tuple[Array, Array] | None
+    window: int | None
+
+    @classmethod
+    def of(cls, packing: Packing, window: int | None) -> "Views":
+        """The masks of packed rows; `window` is that of the local layers, or None."""
+        masks = lambda w: (jnp.asarray(beginning_mask(packing.prefix, w)), packing.mask(w))  # noqa: E731
+        return cls(masks(None), None if window is None else masks(window), window)
+
+    def layer(self, local: Bool[Array, ""] | None) -> Seen:
+        """What a layer sees."""
+        if local is None or self.near is None:
+            return Seen(*self.whole, None, None)
+        beginning, mask = (jnp.where(local, mine, other) for mine, other in zip(self.near, self.whole, strict=True))
+        return Seen(beginning, mask, self.window, local)
 
 
 @jax.custom_vjp

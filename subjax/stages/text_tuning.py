@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from subjax.config import from_dict
 from subjax.data.packed import Chat, PackedChats
-from subjax.models import checkpoints
+from subjax.models import checkpoints, flash
 from subjax.models.architecture import DecoderConfig
 from subjax.schema import Optimizer, Tuning
 from subjax.schema_pretrained import Compute
@@ -38,9 +38,11 @@ def tune(
         seeds: what the card says of them.
 
     Raises:
-        UsageError: a chat is longer than the model's context. As `fit` besides.
+        UsageError: a chat is longer than the model's context, or the attention asked for does not run here. As `fit`
+            besides.
     """
     config = task.config
+    flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
     compute = from_dict(Compute, task.hints.get("compute", {}))
     steps = max(1, math.ceil(config["epochs"] * len(chats) / config["batch"]))
     stream = packed(speaker.net.config, chats, order_seed, config["batch"], steps, task.mesh, compute)
