@@ -13,6 +13,7 @@ from etils import epath
 from subjax.data import world
 from subjax.data.addressing import generator
 from subjax.errors import SubjaxError
+from subjax.parallel.rules import SAMPLE
 from subjax.sample.sampler import Sampling, sample
 from subjax.stages import models
 from subjax.stages.task import Made, Task
@@ -103,7 +104,7 @@ def from_teacher(task: Task) -> Rows:
         SubjaxError: no answer passed, or `max_prompts` did not give enough.
     """
     config = task.config
-    net, params = models.load(task.store, *task.inputs["teacher"])
+    net, params = models.load(task.store, *task.inputs["teacher"], task.local, SAMPLE)
     sampling = Sampling(
         world.PROMPT, world.ANSWER, world.END, world.PAD, config["temperature"], config["top_k"], config["top_p"],
         config["numerics"]["cache_dtype"],
@@ -116,7 +117,7 @@ def from_teacher(task: Task) -> Rows:
     kept = 0
     for first in range(0, len(prompts), BATCH):
         block = prompts[first : first + BATCH]
-        drawn = sample(net, params, block, sampling=sampling, key=key, mesh=task.mesh, first=first, batch=BATCH)
+        drawn = sample(net, params, block, sampling=sampling, key=key, mesh=task.local, first=first, batch=BATCH)
         answers.append(drawn.tokens)
         ties.append(drawn.near_tie)
         reasons += world.reject_reasons(drawn.tokens)

@@ -27,7 +27,7 @@ from subjax.data import images
 from subjax.data.images import CLASSES
 from subjax.errors import Preempted, SubjaxError, UsageError
 from subjax.models.mlp import Params, Perceptron, perceptron
-from subjax.parallel.mesh import replicated
+from subjax.parallel.mesh import make_mesh, replicated
 from subjax.parallel.rules import TRAIN
 from subjax.schema import Images
 from subjax.stages import VERSIONS
@@ -80,6 +80,11 @@ def _pages(rows: Int[Array, " rows"], batch: int) -> tuple[Int[Array, "steps bat
 
 
 # Programs: one member's work, vmapped over members, one call an epoch
+
+
+def members_mesh(mesh: Mesh) -> Mesh:
+    """The mesh's devices, all on `replica`: members are small, and nothing else of them is worth splitting."""
+    return make_mesh((mesh.size, 1, 1), mesh.devices.flatten().tolist())
 
 
 def member_sharding(mesh: Mesh) -> NamedSharding:
@@ -313,7 +318,7 @@ def make(task: Task) -> Made:
     """Train the ensemble; the payload is `results.json`: {"rows": [one a seed], "curves": [teacher's, student's]}."""
     settings = from_dict(Images, task.config)
     data = source(task.store, settings.data)
-    outcome = train(settings, data, task.mesh, progress=task.progress, should_stop=task.should_stop)
+    outcome = train(settings, data, members_mesh(task.local), progress=task.progress, should_stop=task.should_stop)
     results = {"rows": outcome.rows, "curves": outcome.curves}
     (task.build.folder / RESULTS).write_text(json.dumps(results, sort_keys=True, allow_nan=False) + "\n")
     means = {

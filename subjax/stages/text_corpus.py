@@ -17,6 +17,7 @@ from etils import epath
 from subjax.data import numbers, rows
 from subjax.data.number_grammar import number_grammar
 from subjax.errors import Preempted, SubjaxError
+from subjax.parallel.rules import SAMPLE
 from subjax.sample.constraint import Constraint, compose
 from subjax.sample.sampler import Sampling, sample
 from subjax.stages import speakers
@@ -123,7 +124,7 @@ def from_teacher(task: Task) -> Rows:
         SubjaxError: no answer passed, or `max_prompts` did not give enough.
     """
     config = task.config
-    speaker = speakers.load(task, "teacher")
+    speaker = speakers.load(task, "teacher", task.local, SAMPLE)
     prompts = numbers.prompts(config["max_prompts"], config["prompt_seed"])
     ids = [speaker.chat.prompt(text, speaker.system) for text in prompts]
     ends = speaker.chat.ends
@@ -205,7 +206,7 @@ def _block(
             return saved["tokens"], saved["tie"]
     drawn = sample(
         speaker.net, speaker.params, prompts[first : first + batch], sampling=sampling,
-        key=jax.random.key(task.config["seed"]), mesh=task.mesh, first=first, batch=batch, adapter=speaker.adapter,
+        key=jax.random.key(task.config["seed"]), mesh=task.local, first=first, batch=batch, adapter=speaker.adapter,
         constraint=limit,
     )  # fmt: skip
     kept.parent.mkdir(parents=True, exist_ok=True)

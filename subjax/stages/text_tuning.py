@@ -7,12 +7,9 @@ import jax
 
 from subjax.config import from_dict
 from subjax.data import packing, rows
-from subjax.models import checkpoints
 from subjax.schema import Optimizer, Tuning
-from subjax.stages.models import ARRAYS
 from subjax.stages.speakers import Speaker
 from subjax.stages.task import Made, Task, write_lines
-from subjax.store import digest_arrays
 from subjax.train.losses import NextToken
 from subjax.train.trainer import Term, fit
 
@@ -48,10 +45,10 @@ def tune(
         key=jax.random.key(init_seed),
         run=task.run(),
     )
-    checkpoints.save(task.build.folder / ARRAYS, fitted.tuned)
+    digest = task.save(fitted.tuned)
     write_lines(task.build.folder / "metrics.jsonl", fitted.curve)
     return Made(
-        digest=digest_arrays(fitted.tuned),
+        digest=digest,
         metrics={"loss": fitted.curve[-1]["loss"], "rows": len(chats)},
         tokens=fitted.tokens,
         seeds=seeds,
