@@ -1,4 +1,4 @@
-"""What native code writes to stderr in a job of several processes, held back until it is known to be worth reading.
+"""What native code writes by itself in a job of several processes, held back until it is known to be worth reading.
 
 When process 0 dies, JAX's service dies with it, and JAX ends every other process at once by an abort, behind a page of
 C++ frames. Here the abort is caught and the page dropped, for `subjax.parallel.processes` says in one line what
@@ -14,25 +14,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TextIO
 
 _HELD_S = 1.0  # longest that a line is held back
-# Gloo greets on stderr; the rest is what JAX's distributed service says when a process has gone.
+# Gloo greets; the rest is what JAX's distributed service says when a process has gone.
 _NOISE = re.compile(rb"^\[Gloo\] Rank |distributed service|coordination.service|CoordinationService", re.IGNORECASE)
 
 
 class Filter:
-    """Reads this process's file descriptor 2 from a pipe and passes on what is no noise, late. Python's own sys.stderr
-    goes on writing to the real one, at once.
+    """Reads this process's file descriptors 1 and 2 from a pipe and passes on to stderr what is no noise, late.
+
+    Python's own sys.stdout and sys.stderr go on writing to the real ones, at once.
     """
 
     def __init__(self, on_abort: Callable[[], None]):
-        sys.stderr.flush()
         self._real = os.dup(2)
         reading, writing = os.pipe()
-        os.dup2(writing, 2)
+        sys.stdout, sys.stderr = _apart(sys.stdout, 1, writing), _apart(sys.stderr, 2, writing)
         os.close(writing)
         self._file = os.fdopen(reading, "rb", buffering=0)
-        sys.stderr = os.fdopen(os.dup(self._real), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
         self._held: list[tuple[float, bytes]] = []
         self._lock = threading.Lock()
         threading.Thread(target=self._read, daemon=True, name="native stderr").start()
@@ -73,3 +73,11 @@ class Filter:
         self.flush()
         self._default()
         os.kill(os.getpid(), signal.SIGABRT)
+
+
+def _apart(stream: TextIO, descriptor: int, writing: int) -> TextIO:
+    """A stream of Python's own on what `descriptor` was, which from now on is `writing`."""
+    stream.flush()
+    own = os.fdopen(os.dup(descriptor), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    os.dup2(writing, descriptor)
+    return own

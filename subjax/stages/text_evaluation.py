@@ -15,7 +15,7 @@ from subjax.data.word_ends import closing_tokens
 from subjax.measure import preference, tries
 from subjax.parallel.rules import SAMPLE
 from subjax.sample.sampler import Sampling, sample
-from subjax.stages import speakers, text_corpus
+from subjax.stages import speakers, spread, text_corpus
 from subjax.stages.evaluation import READINGS
 from subjax.stages.task import Made, Task
 from subjax.store import digest_json
@@ -40,12 +40,16 @@ def make(task: Task) -> Made:
     config = task.config
     speaker = speakers.load(task, "model", task.local, SAMPLE)
     ways = config["readings"]
-    total = len(ways) * len(config["categories"])
+    asked = [(way, category) for way in ways for category in config["categories"]]
+
+    def read(place: int, what: tuple[str, str]) -> dict[str, Any]:
+        result = reading(task, speaker, *what)
+        task.progress(place + 1, len(asked) + 1, "reading")
+        return result
+
     found: dict[str, dict[str, Any]] = {way: {} for way in ways}
-    for way in ways:
-        for category in config["categories"]:
-            found[way][category] = reading(task, speaker, way, category)
-            task.progress(sum(map(len, found.values())), total + 1, "reading")
+    for (way, category), result in zip(asked, spread.shared(asked, read), strict=True):
+        found[way][category] = result
     fit = fit_readings(task, speaker) if "corpus" in task.inputs else None
     readings = {"categories": found[ways[0]], "headline": ways[0], "readings": found, "fit": fit}
     (task.build.folder / READINGS).write_text(json.dumps(readings, indent=1, sort_keys=True))
