@@ -204,6 +204,8 @@ class _Hub(_Joined):
             why = "is gone: killed, out of memory, or its machine is down"
         except TimeoutError:
             why = f"has not been heard of for {SILENCE_S:g} s"
+        if self._ending.locked():  # it was told to end
+            return
         if index >= 0 and index not in self._left and not self._closing:
             self._end(f"{self._named(index)} {why}; {_AGAIN}", 1)
 
