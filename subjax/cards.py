@@ -73,20 +73,29 @@ def digest_arrays(tree: Any) -> str:
 
     Leaves are taken in the order of their paths, and a path is the list of its keys as text, so a tree that comes back
     from a checkpoint with lists for tuples, or in another order, has the same digest. Bytes are little-endian. A leaf
-    must be wholly on this process (gather a sharded one over hosts first). Raises StoreError for a leaf that is no
-    array of numbers.
+    must be wholly on this process (of one that is spread over several, `checkpoints.digest` reads what was saved).
+    Raises StoreError for a leaf that is no array of numbers.
     """
     import jax  # here and not above: `plan` and `status` need cards, and not the half second that JAX takes to import
 
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = sorted(((_names(path), leaf) for path, leaf in leaves), key=lambda pair: pair[0])
+    arrays = ((names, _numbers(leaf, "/".join(names))) for names, leaf in named)
+    return digest_pieces((names, array.dtype.name, array.shape, [array]) for names, array in arrays)
+
+
+def digest_pieces(arrays: Iterable[tuple[list[str], str, tuple[int, ...], Iterable[np.ndarray]]]) -> str:
+    """`digest_arrays` of arrays that are given in pieces, each array as (path, dtype, shape, pieces), in path order.
+
+    The pieces of an array, little-endian and one behind the other in C order, are all of its numbers.
+    """
     digest = hashlib.sha256()
-    for names, leaf in named:
-        array = _numbers(leaf, "/".join(names))
-        header = json.dumps([names, array.dtype.name, list(array.shape)]).encode()
+    for names, dtype, shape, pieces in arrays:
+        header = json.dumps([names, dtype, list(shape)]).encode()
         digest.update(len(header).to_bytes(8, "little") + header)
-        # Seen as bytes, because the buffer protocol does not know bfloat16.
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for piece in pieces:
+            # Seen as bytes, because the buffer protocol does not know bfloat16.
+            digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -4,9 +4,13 @@ Exit status: 0 done; 1 a failure; 2 usage, config or input; 75 stopped by SIGTER
 Imports stand inside the commands, so that each loads what it needs: a run with nothing to do never loads JAX.
 """
 
+import contextlib
 import dataclasses
 import errno
+import functools
 import json
+import logging
+import math
 import os
 import signal
 import sys
@@ -47,6 +51,13 @@ flags
   --prompts=FILE              check: prompts, one a line, in place of ours
   --tokens=N                  check: tokens of a greedy answer, 64 by default
   --bound=KL                  check: mean KL that is allowed, in nats a token, 1e-5 by default
+  --mesh=AXES                 devices by axis, as in fsdp:4,tensor:2 or replica:2,fsdp:4: copies that share the rows,
+                              shards of the parameters, shards of each matrix product; on CPU that many virtual
+                              devices are made, and on several accelerators all are on fsdp by default
+  --coordinator=HOST:PORT --processes=N --process=I
+                              a job of several processes: where process 0 is, how many there are, which one this is; on
+                              Slurm, a TPU pod and JobSet they are found out (each process runs the same command)
+  --init-timeout=SECONDS      how long to wait for all processes to come, 300 by default
   --quiet                     no progress
   --version, --help
 
@@ -75,16 +86,47 @@ def _open(arguments: Arguments, *, existing: bool = True) -> Any:
 
 
 def _planned(arguments: Arguments) -> tuple[Any, Any]:
-    """Load the config, plan it, and write the plan into the workdir; give the plan and the store."""
+    """Load the config, plan it, and write the plan into the workdir; give the plan and the store.
+
+    In a job of several processes, process 0 plans for all.
+    """
     from subjax import config
+    from subjax.parallel.processes import group
+
+    if not group().first:
+        return _told(arguments)
 
     loaded = config.load(arguments.config, arguments.overrides)
     from subjax import study  # after the config, whose mistakes are the most common
 
     plan = study.plan(loaded)
     store = _open(arguments, existing=False)
-    store.write_plan(plan.to_json())
+    _tell(store, store.write_plan(plan.to_json()))
     return plan, store
+
+
+def _tell(store: Any, id: str) -> None:
+    """Tell the other processes which plan of the workdir it is."""
+    from subjax.parallel.processes import group
+
+    group().share("plan", id)
+    blind = [i for i, sees in enumerate(group().agree("sees the plan", True)) if not sees]
+    if blind:
+        raise UsageError(
+            f"process {blind[0]} does not see in --workdir={store.root} what process 0 writes there: give a workdir on"
+            " a file system that all processes share"
+        )
+
+
+def _told(arguments: Arguments) -> tuple[Any, Any]:
+    """The plan that process 0 tells of, and the store."""
+    from subjax import study
+    from subjax.parallel.processes import group
+
+    id = group().share("plan")
+    store = _open(arguments, existing=False)
+    group().agree("sees the plan", id in store.plans())
+    return study.Plan.from_json(store.read_plan(id)), store
 
 
 def _plans(store: Any) -> list[Any]:
@@ -100,11 +142,25 @@ def _plans(store: Any) -> list[Any]:
 def _execute(plan: Any, store: Any, arguments: Arguments, only: Sequence[str] | None = None) -> int:
     """Make the nodes; say what failed; give the exit status."""
     from subjax import cpu, run
+    from subjax.parallel.axes import parse_mesh
+    from subjax.parallel.processes import group
     from subjax.progress import duration, title
 
-    if arguments.workers == 0 and not run.accelerator_visible():
+    shape = parse_mesh(arguments.mesh) if arguments.mesh else None
+    accelerator, begin = run.accelerator_visible(), None
+    if accelerator or group().count > 1 or (shape and math.prod(shape) > 1):
+        begin = functools.partial(_begin, plan, shape, arguments, accelerator)
+    if not accelerator and begin is not None:
+        cpu.pin(0, cpu.visible_cores())
+    elif not accelerator and arguments.workers == 0:
         cpu.pin(0, 1)  # the bits of a worker with one core
-    outcome = run.execute_plan(plan, store, workers=arguments.workers, quiet=arguments.quiet, only=only)
+    quiet = arguments.quiet or not group().first
+    with contextlib.nullcontext(sys.stderr) if group().first else open(os.devnull, "w") as stream:
+        outcome = run.execute_plan(
+            plan, store, workers=arguments.workers, quiet=quiet, only=only, stream=stream, begin=begin
+        )
+    if not group().first:
+        return 1 if outcome.failed else 0
     for id, message in outcome.failed.items():
         below = sum(f"({id})" in reason for reason in outcome.skipped.values())
         more = f"; skipped for it: {below} node{'s' if below != 1 else ''}" if below else ""
@@ -116,6 +172,14 @@ def _execute(plan: Any, store: Any, arguments: Arguments, only: Sequence[str] | 
         lost = f", {len(outcome.failed)} failed, {len(outcome.skipped)} skipped" if outcome.failed else ""
         print(f"{there}{lost}, in {duration(outcome.seconds)}", flush=True)
     return 1 if outcome.failed else 0
+
+
+def _begin(plan: Any, shape: Any, arguments: Arguments, accelerator: bool) -> Any:
+    """The mesh that nodes are made on."""
+    from subjax.parallel import start
+    from subjax.parallel.processes import group
+
+    return start.mesh_of(shape, group(), accelerator=accelerator, timeout_s=arguments.init_timeout)
 
 
 def _draw(path: Any, store: Any, fresh: bool = True) -> None:
@@ -134,9 +198,12 @@ def _draw(path: Any, store: Any, fresh: bool = True) -> None:
 def command_run(arguments: Arguments) -> int:
     """Plan, make what is missing, write results and page; after a failure they hold what is there."""
     from subjax import results
+    from subjax.parallel.processes import group
 
     plan, store = _planned(arguments)
     status = _execute(plan, store, arguments)
+    if not group().first:
+        return status
     path = store.root / "report" / "results.json"
     before = path.read_bytes() if path.exists() else None
     try:
@@ -161,12 +228,18 @@ def command_plan(arguments: Arguments) -> int:
 
 def command_stage(arguments: Arguments) -> int:
     """Make some nodes of a plan that is in the workdir; no config file is executed."""
+    from subjax.parallel.processes import group
+
+    if not group().first:
+        plan, store = _told(arguments)
+        return _execute(plan, store, arguments, group().share("nodes"))
     store = _open(arguments)
     plans = _plans(store)
     ids = [store.find(node)[1] for node in arguments.operands]
     for plan in reversed(plans):  # the newest first
         if all(id in plan.nodes for id in ids):
-            return _execute(plan, store, arguments, ids)
+            _tell(store, store.write_plan(plan.to_json()) if group().count > 1 else "")
+            return _execute(plan, store, arguments, group().share("nodes", ids))
     homeless = next((id for id in ids if not any(id in plan.nodes for plan in plans)), None)
     if homeless is not None:
         raise UsageError(f"node {homeless} is in no plan of {store.root}")
@@ -263,10 +336,11 @@ def command_export(arguments: Arguments) -> int:
     return cli_models.command_export(arguments, store, _plans(store))
 
 
+_JOB = ("mesh", "coordinator", "processes", "process", "init-timeout")
 COMMANDS = {
-    "run": Command(command_run, ("workdir", "config", "workers", "quiet")),
+    "run": Command(command_run, ("workdir", "config", "workers", *_JOB, "quiet")),
     "plan": Command(command_plan, ("workdir", "config", "workers", "quiet")),
-    "stage": Command(command_stage, ("workdir", "workers", "quiet"), operands=(1, sys.maxsize)),
+    "stage": Command(command_stage, ("workdir", "workers", *_JOB, "quiet"), operands=(1, sys.maxsize)),
     "status": Command(command_status),
     "show": Command(command_show, operands=(1, 1)),
     "verify": Command(command_verify, ("workdir", "all"), operands=(0, sys.maxsize)),
@@ -296,9 +370,45 @@ def dispatch(words: Sequence[str]) -> int:
     arguments = parse(words[0], command, words[1:])
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        return command.do(arguments)
+        return _in_job(command, arguments) if "coordinator" in command.flags else command.do(arguments)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _in_job(command: Command, arguments: Arguments) -> int:
+    """Do a command in the job of several processes that flags or the environment tell of, or alone.
+
+    What ends one process ends all: process 0 says why, in one line.
+    """
+    from subjax.parallel import cluster, processes
+
+    given = arguments.coordinator, arguments.processes, arguments.process
+    job = cluster.of_flags(*given) or cluster.detected(os.environ)
+    if job is None:
+        return command.do(arguments)
+    group = processes.join(job, arguments.init_timeout)
+    if not group.first:
+        logging.getLogger("subjax").setLevel(logging.ERROR)  # process 0 warns for all
+    # Process 0 is given the time to fail in the same way, and to say so.
+    patience = 0.0 if group.first else 2.0
+    try:
+        status = group.share("status", command.do(arguments))
+    except SubjaxError as error:
+        group.fail(" ".join(str(error).split()), error.exit_status, patience)
+        raise
+    except KeyboardInterrupt:
+        group.fail("stopped by Ctrl-C; the same command goes on from there", 130, patience)
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        group.fail(f"{type(error).__name__} (a bug: its traceback is above)", 1, patience)
+        raise
+    if "jax" in sys.modules:
+        from subjax.parallel import start
+
+        start.leave()
+    group.close()
+    return int(status)
 
 
 def _terminated(*_: Any) -> None:

@@ -11,7 +11,13 @@ from subjax.models.forms import Dtype, Form
 
 SWITCHES = ("quiet", "all")
 REQUIRED = ("config", "workdir", "to")
-_LEAST = {"workers": 0, "tokens": 1}  # of flags that take a whole number
+_LEAST = {
+    "workers": 0,
+    "tokens": 1,
+    "processes": 1,
+    "process": 0,
+    "init-timeout": 1,
+}  # of flags that take a whole number
 _CHOICES = {"form": get_args(Form), "dtype": get_args(Dtype)}
 
 
@@ -24,6 +30,11 @@ class Arguments:
     overrides: list[str] = dataclasses.field(default_factory=list)
     workdir: str = ""
     workers: int | None = None
+    mesh: str = ""
+    coordinator: str = ""
+    processes: int | None = None
+    process: int | None = None
+    init_timeout: int = 300
     quiet: bool = False
     all: bool = False
     prompts: str = ""
@@ -76,7 +87,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
             if not rest or rest[0].startswith("--"):
                 raise UsageError(f"{name}: --{flag} needs a value: --{flag}=...")
             value = rest.pop(0)
-        setattr(given, flag, _value(name, flag, value))
+        setattr(given, flag.replace("-", "_"), _value(name, flag, value))
     _check(given, name, command)
     return given
 

@@ -1,11 +1,13 @@
 """Executes the nodes of a plan: in this process, or in workers side by side (contract 12).
 
-Several runs may work on one workdir at once: the store's lock keeps two of them off one node, and each takes what the
-other has made. A failed node costs what is below it and nothing else.
+A job of several processes walks the plan in lock-step: each makes its part of every node, and process 0 alone looks at
+the store, decides and commits. Several runs may work on one workdir at once: the store's lock keeps two of them off one
+node, and each takes what the other has made. A failed node costs what is below it and nothing else.
 """
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import importlib.metadata
 import importlib.util
@@ -20,12 +22,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 from subjax.cpu import visible_cores
 from subjax.errors import Preempted, SubjaxError, UsageError
 from subjax.files import StoreError
+from subjax.parallel.processes import group
 from subjax.progress import Progress, title
 from subjax.schedule import Schedule
 from subjax.store import Store
 from subjax.workers import Event, Orders, Worker, make_node, one_line, resolve
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from subjax.study import Plan
 
 EXECUTE = "subjax.stages.execution:execute"
@@ -98,7 +103,8 @@ class _Run:
         self.plan, self.store = plan, store
         self.nodes = {id: node for id, node in plan.nodes.items() if only is None or id in only}
         self.made: list[str] = []
-        self.reused = [id for id, node in self.nodes.items() if store.card(node.kind, id) is not None]
+        there = [id for id, node in self.nodes.items() if group().first and store.card(node.kind, id) is not None]
+        self.reused: list[str] = group().share("nodes that are there", there)
         self.failed: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
         self.schedule = Schedule(self.nodes, set(self.reused))
@@ -110,7 +116,7 @@ class _Run:
         self.next_poll = 0.0
 
     def _check_inputs(self) -> None:
-        for id in self.schedule.open:
+        for id in self.schedule.open if group().first else ():
             for role, needed in self.nodes[id].inputs.items():
                 if needed in self.nodes:
                     continue
@@ -155,7 +161,8 @@ class _Run:
             self.skipped[user] = f"needs {title(node)} ({id}), which failed"
             self.progress.count_out(user)
         try:
-            self.store.record_failure(node.kind, id, message)
+            if group().first:
+                self.store.record_failure(node.kind, id, message)
         except (SubjaxError, OSError) as error:  # a full disk must not hide the failure itself
             self.progress.write(f"subjax: the failure of {id} could not be recorded: {one_line(error)}")
 
@@ -175,15 +182,20 @@ class _Run:
 
     def poll_foreign(self) -> None:
         """Look after the nodes that another run has: made, or free again because their owner is gone."""
-        if not self.schedule.foreign or time.monotonic() < self.next_poll:
+        if not self.schedule.foreign or not group().share("time to look", time.monotonic() >= self.next_poll):
             return
         self.next_poll = time.monotonic() + BUSY_POLL_S
-        for id in list(self.schedule.foreign):
-            kind = self.plan.nodes[id].kind
-            if self.store.card(kind, id) is not None:
-                self.on(-1, Event("found", id))
-            elif self.store.owner(kind, id) is None:
-                self.schedule.again(id)
+        found, free = group().share("foreign nodes", self._look() if group().first else None)
+        for id in found:
+            self.on(-1, Event("found", id))
+        for id in free:
+            self.schedule.again(id)
+
+    def _look(self) -> tuple[list[str], list[str]]:
+        """Of the nodes that another run has: those that are made, and those that nobody is at any more."""
+        foreign = [(id, self.plan.nodes[id].kind) for id in sorted(self.schedule.foreign)]
+        found = [id for id, kind in foreign if self.store.card(kind, id) is not None]
+        return found, [id for id, kind in foreign if id not in found and self.store.owner(kind, id) is None]
 
     def stopped(self) -> SubjaxError:
         """Give the error that ends a run which was told to stop."""
@@ -209,11 +221,14 @@ def _signals(handlers: dict[signal.Signals, Callable[..., Any]]) -> Iterator[Non
             signal.signal(number, before[number])
 
 
-def _run_here(run: _Run, execute_path: str) -> None:
-    """Make the nodes one after another in this process."""
+def _run_here(run: _Run, execute_path: str, begin: "Callable[[], Mesh] | None") -> None:
+    """Make the nodes one after another in this process; in a job of several, in step with the others."""
+    together = group()
 
-    def on_term(*_: Any) -> None:
-        run.stop_signal = signal.SIGTERM
+    def on_signal(number: int, _frame: Any) -> None:
+        if number == signal.SIGINT and (together.count == 1 or run.stop_signal is not None):
+            raise KeyboardInterrupt
+        run.stop_signal = run.stop_signal or signal.Signals(number)
 
     def emit(event: Event) -> None:
         run.on(0, event)
@@ -221,15 +236,17 @@ def _run_here(run: _Run, execute_path: str) -> None:
 
     compiled: set[tuple[str, str]] = set()
     try:
-        with _signals({signal.SIGTERM: on_term}):
+        with _signals({signal.SIGTERM: on_signal, signal.SIGINT: on_signal}):
             execute = resolve(execute_path)
-            while run.schedule.open and not run.ending:
+            if begin is not None:
+                execute = functools.partial(execute, mesh=begin())  # type: ignore[call-arg]
+            while run.schedule.open and not together.either(run.ending)[0]:
                 run.poll_foreign()
                 batch = run.schedule.take(compiled, (), 1)
                 for id in batch:
                     node = run.plan.nodes[id]
                     compiled.add((node.kind, node.group))
-                    if not run.ending:
+                    if not together.either(run.ending)[0]:
                         make_node(
                             node_record(run.plan, id), run.store, execute, emit, lambda: run.stop_signal is not None
                         )
@@ -237,7 +254,10 @@ def _run_here(run: _Run, execute_path: str) -> None:
                     run.progress.tick()
                     time.sleep(TICK_S)
     except KeyboardInterrupt:
+        together.fail("stopped by Ctrl-C; the same command goes on from there", Interrupted.exit_status)
         run.stop_signal = signal.SIGINT
+    told = [number for number in together.agree("signal", int(run.stop_signal or 0)) if number]
+    run.stop_signal = signal.Signals(told[0]) if told else None
 
 
 class _Pool:
@@ -341,6 +361,7 @@ def execute_plan(
     only: Collection[str] | None = None,
     execute: str = EXECUTE,
     stream: TextIO | None = None,
+    begin: "Callable[[], Mesh] | None" = None,
 ) -> Outcome:
     """Make every node of `plan` (or of `only`) that the store has not, and what came of it.
 
@@ -354,20 +375,28 @@ def execute_plan(
         only: ids to make; what they need must be there.
         execute: "module:function" that makes one node, as `subjax.stages.execute` does.
         stream: where progress and errors go; stderr by default.
+        begin: gives the mesh that nodes are made on, in this process; it is asked if there is a node to be made. None:
+            one device, or workers with one each.
 
     Raises:
-        UsageError: workers asked for on an accelerator; a node of `only` lacks an input.
+        UsageError: workers asked for on an accelerator, or with a mesh; a node of `only` lacks an input.
         Interrupted: Ctrl-C. Preempted: SIGTERM. Both after what ran could save its state.
         SubjaxError: workers do not start, or the disk is full.
     """
     begun = time.monotonic()
     count = worker_count(workers, cores)
+    if begin is not None and workers:
+        raise UsageError(
+            f"--workers={workers}: a mesh of several devices, or a job of several processes, is made by this process"
+            " alone; leave --workers out"
+        )
+    count = 0 if begin is not None else count
     run = _Run(plan, store, only, lambda todo: Progress(todo, min(count, len(todo)), quiet=quiet, stream=stream))
     try:
         if run.schedule.open and count:
             _Pool(run, count, cores, execute).go()
         elif run.schedule.open:
-            _run_here(run, execute)
+            _run_here(run, execute, begin)
     finally:
         run.progress.close()
     if run.stop_signal is not None and run.schedule.open:

@@ -56,7 +56,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 class Build:
     """One attempt at a node, by the process that holds its lock. Made by `Store.build`.
 
-    `folder` is this attempt's own empty payload folder; `partial` is kept between attempts, for checkpoints of a node
+    `folder` is this attempt's own empty payload folder (`payload`, too, which every process of a job knows it by);
+    `partial` is kept between attempts, for checkpoints of a node
     under way, until the commit. `committed` is the node's card once there is one: already at the start, if another
     process committed between the caller's look and the lock.
     """
@@ -66,6 +67,7 @@ class Build:
         self._store, self._lock = store, lock
         self._node = store.folder(kind, id)
         self.folder: epath.Path = self._node / f"{PAYLOAD}{lock.token}"
+        self.payload = self.folder
         self.partial: epath.Path = store.root / _PARTIAL / f"{kind}-{id}"
         self.committed: Card | None = None
 

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from subjax.cpu import pin
 from subjax.errors import Preempted, SubjaxError
 from subjax.files import DiskFull
+from subjax.parallel.processes import group
 from subjax.store import Busy, Store
 
 PROGRESS_INTERVAL_S = 0.2
@@ -91,7 +92,8 @@ def make_node(
 
     emit(Event("started", identity))
     try:
-        if store.card(record["kind"], identity) is not None:
+        there = group().first and store.card(record["kind"], identity) is not None
+        if group().share("there", there):
             emit(Event("found", identity))
             return
         execute(record, store, progress, should_stop)

@@ -18,6 +18,7 @@ from subjax.models.hf_config import family_of
 from subjax.models.hf_names import slots, take, their_shape
 from subjax.models.network import Network, Params
 from subjax.models.source import Source
+from subjax.parallel.mesh import put
 
 # Where a model stands inside a larger one, or without its outer name: our prefix -> those found on hubs.
 _PREFIXES = {
@@ -144,14 +145,14 @@ def load(
         shape = net.declarations[slot.ours].shape
         sharding = shardings[slot.ours] if shardings else None
         if "{i}" not in slot.theirs:
-            piece = jax.device_put(take(slot, source.read(rename(slot.theirs)), shape), sharding)
+            piece = put(take(slot, source.read(rename(slot.theirs)), shape), sharding)
             out[slot.ours] = piece.astype(dtype)
             done += 1
             continue
         stack = _empty(shape, dtype, sharding)()
         for layer in range(shape[0]):
             theirs = source.read(rename(slot.theirs.format(i=layer)))
-            piece = jax.device_put(take(slot, theirs, shape[1:]), _one_layer(sharding))
+            piece = put(take(slot, theirs, shape[1:]), _one_layer(sharding))
             # Waited for, since pieces put ahead of the device would pile up on the host.
             stack = jax.block_until_ready(_put(sharding)(stack, piece, jnp.int32(layer)))
             done += 1

@@ -1,39 +1,23 @@
 """The device mesh: three named axes, always all three, so that one device and a pod run the same program."""
 
-import difflib
 import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from subjax.errors import UsageError
+from subjax.parallel.axes import AXES, Shape, parse_mesh, shown
 
-AXES = ("replica", "fsdp", "tensor")
+__all__ = ["AXES", "Shape", "global_mesh", "local_mesh", "make_mesh", "parse_mesh", "put", "replicated"]
 
-
-def parse_mesh(text: str) -> tuple[int, int, int]:
-    """Sizes of (replica, fsdp, tensor) from text such as "fsdp:4,tensor:2"; an axis that is not named has size 1.
-
-    Raises:
-        UsageError: an unknown axis (the nearest is named), an axis named twice, or a size that is not a whole number
-            above 0.
-    """
-    sizes: dict[str, int] = {}
-    for piece in filter(None, text.split(",")):
-        name, _, size = piece.partition(":")
-        if name not in AXES:
-            near = difflib.get_close_matches(name, AXES, 1, 0.0)[0]
-            raise UsageError(f"mesh {text!r}: unknown axis {name!r}; did you mean {near!r}?")
-        if name in sizes:
-            raise UsageError(f"mesh {text!r}: axis {name!r} stands twice; name it once")
-        if not size.isdecimal() or int(size) < 1:
-            raise UsageError(f"mesh {text!r}: axis {name!r} needs a positive whole number, as in '{name}:4'")
-        sizes[name] = int(size)
-    return sizes.get("replica", 1), sizes.get("fsdp", 1), sizes.get("tensor", 1)
+# Auto is written out: jax.make_mesh's own default is Explicit, which is another programming model.
+_AUTO = (AxisType.Auto,) * 3
 
 
-def make_mesh(shape: tuple[int, int, int] = (1, 1, 1), devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: Shape = (1, 1, 1), devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of `shape` over (replica, fsdp, tensor), over the first devices there are.
 
     Raises:
@@ -44,10 +28,65 @@ def make_mesh(shape: tuple[int, int, int] = (1, 1, 1), devices: Sequence[jax.Dev
     if wanted > len(devices):
         named = ",".join(f"{a}:{s}" for a, s in zip(AXES, shape, strict=True))
         raise UsageError(f"mesh {named} wants {wanted} devices and there are {len(devices)}; make an axis smaller")
-    # Auto is written out: jax.make_mesh's own default is Explicit, which is another programming model.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
+    return jax.make_mesh(shape, AXES, axis_types=_AUTO, devices=devices[:wanted])
+
+
+def global_mesh(shape: Shape | None, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh over all of `devices`; where no shape is asked for, they are all on `fsdp`, slices on `replica`.
+
+    TPU slices are joined by a network much slower than what joins the chips of one: they lie on `replica`, the
+    outermost axis, over which a step sends gradients alone.
+
+    Raises:
+        UsageError: the shape's product is not the number of devices, or `replica` cannot hold the slices.
+    """
+    slices = _slices(devices)
+    shape = shape or (slices, len(devices) // slices, 1)
+    if math.prod(shape) != len(devices):
+        raise UsageError(
+            f"--mesh={shown(shape)} is of {math.prod(shape)} devices and there are {len(devices)}: give axes whose"
+            f" product is {len(devices)}, or leave --mesh out for {shown((slices, len(devices) // slices, 1))}"
+        )
+    if slices == 1:
+        return make_mesh(shape, devices)
+    replica, fsdp, tensor = shape
+    if replica % slices:
+        raise UsageError(
+            f"--mesh={shown(shape)}: the devices are in {slices} slices, which lie on replica; give it a multiple of"
+            f" {slices}, as in --mesh={shown((slices, len(devices) // slices, 1))}"
+        )
+    inner, outer = (replica // slices, fsdp, tensor), (slices, 1, 1)
+    placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=_AUTO)
+
+
+def _slices(devices: Sequence[jax.Device]) -> int:
+    """How many TPU slices the devices are in. (A GPU's `slice_index` tells hosts apart, which one axis may span.)"""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+    """The mesh of this process's own devices in `mesh`: what is asked of a model one process may answer alone.
+
+    As much of `tensor` as fits is kept, and the rest is `fsdp`, over which the sampling rules spread rows. With one
+    process it is `mesh` itself.
+    """
+    if all(device.process_index == jax.process_index() for device in mesh.devices.flat):
+        return mesh
+    own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    tensor = math.gcd(mesh.shape["tensor"], len(own))
+    return make_mesh((1, len(own) // tensor, tensor), own)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """A sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put(value: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+    """A host array, which every process has, onto a sharding: each process puts its own devices' parts alone."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -1,6 +1,7 @@
 """Sharding rules: a table from logical axes to mesh axes, one for training and one for sampling."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -52,10 +53,16 @@ class Rules:
             names = (part,) if isinstance(part, str) else part
             ways = math.prod(mesh.shape[a] for a in names or ())
             if ways > 1 and size % ways:
-                log.warning("%s: dimension of %d cannot be split %d ways over %s; kept whole", where, size, ways, part)
+                _tell(where, size, ways, part)
                 part = None
             parts.append(part)
         return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+@functools.lru_cache(maxsize=1024)
+def _tell(where: str, size: int, ways: int, part: MeshAxes | None) -> None:
+    """Log, once, that a dimension is kept whole."""
+    log.warning("%s: dimension of %d cannot be split %d ways over %s; kept whole", where, size, ways, part)
 
 
 BATCH = ("replica", "fsdp")

@@ -4,11 +4,9 @@ import jax
 
 from subjax.config import from_dict
 from subjax.data import packing, world
-from subjax.models import checkpoints
 from subjax.schema import Optimizer, Tuning
-from subjax.stages.models import ARRAYS, world_network
+from subjax.stages.models import initial, world_network
 from subjax.stages.task import Made, Task, write_lines
-from subjax.store import digest_arrays
 from subjax.train.losses import NextToken
 from subjax.train.trainer import Term, fit
 
@@ -26,7 +24,7 @@ def make(task: Task) -> Made:
     stream = packing.in_memory(pool_of(config["world"]).arrays(), seed=config["order_seed"], batch=config["batch"])
     fitted = fit(
         net,
-        jax.jit(net.init)(key),
+        initial(net, key, task.mesh),
         tuning=Tuning(kind="full"),
         optimizer=from_dict(Optimizer, config["optimizer"]),
         terms=[Term("chats", 1.0, NextToken(world.ANSWER), stream)],
@@ -34,10 +32,10 @@ def make(task: Task) -> Made:
         key=key,
         run=task.run(),
     )
-    checkpoints.save(task.build.folder / ARRAYS, fitted.tuned)
+    digest = task.save(fitted.tuned)
     write_lines(task.build.folder / "metrics.jsonl", fitted.curve)
     return Made(
-        digest=digest_arrays(fitted.tuned),
+        digest=digest,
         metrics={"loss": fitted.curve[-1]["loss"], "parameters": net.parameters},
         tokens=fitted.tokens,
         seeds={"init": config["init_seed"], "order": config["order_seed"], "world": config["world"]["seed"]},

@@ -13,8 +13,10 @@ from etils import epath
 from subjax.data import world
 from subjax.data.addressing import generator
 from subjax.errors import SubjaxError
-from subjax.sample.sampler import Sampling, sample
-from subjax.stages import models
+from subjax.parallel.processes import group
+from subjax.parallel.rules import SAMPLE
+from subjax.sample.sampler import Drawn, Sampling, sample
+from subjax.stages import models, spread
 from subjax.stages.task import Made, Task
 from subjax.store import Store, digest_arrays
 
@@ -103,7 +105,7 @@ def from_teacher(task: Task) -> Rows:
         SubjaxError: no answer passed, or `max_prompts` did not give enough.
     """
     config = task.config
-    net, params = models.load(task.store, *task.inputs["teacher"])
+    net, params = models.load(task.store, *task.inputs["teacher"], task.local, SAMPLE)
     sampling = Sampling(
         world.PROMPT, world.ANSWER, world.END, world.PAD, config["temperature"], config["top_k"], config["top_p"],
         config["numerics"]["cache_dtype"],
@@ -114,9 +116,19 @@ def from_teacher(task: Task) -> Rows:
     ties: list[np.ndarray] = []
     reasons: list[str | None] = []
     kept = 0
-    for first in range(0, len(prompts), BATCH):
-        block = prompts[first : first + BATCH]
-        drawn = sample(net, params, block, sampling=sampling, key=key, mesh=task.mesh, first=first, batch=BATCH)
+
+    batch = BATCH // group().count  # so that a small corpus, too, is everyone's work
+
+    def block(first: int) -> Drawn:
+        asked = prompts[first : first + batch]
+        draw = lambda: sample(  # noqa: E731
+            net, params, asked, sampling=sampling, key=key, mesh=task.local, first=first, batch=batch
+        )
+        if group().count == 1:  # a block takes a moment: alone, nothing is won by keeping it
+            return draw()
+        return Drawn(**spread.kept(task, f"answers-{first:08d}-{batch}", lambda: draw()._asdict()))
+
+    for drawn in spread.in_turn(range(0, len(prompts), batch), block):
         answers.append(drawn.tokens)
         ties.append(drawn.near_tie)
         reasons += world.reject_reasons(drawn.tokens)

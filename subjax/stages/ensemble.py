@@ -27,7 +27,8 @@ from subjax.data import images
 from subjax.data.images import CLASSES
 from subjax.errors import Preempted, SubjaxError, UsageError
 from subjax.models.mlp import Params, Perceptron, perceptron
-from subjax.parallel.mesh import replicated
+from subjax.parallel.mesh import make_mesh, replicated
+from subjax.parallel.processes import group
 from subjax.parallel.rules import TRAIN
 from subjax.schema import Images
 from subjax.stages import VERSIONS
@@ -80,6 +81,11 @@ def _pages(rows: Int[Array, " rows"], batch: int) -> tuple[Int[Array, "steps bat
 
 
 # Programs: one member's work, vmapped over members, one call an epoch
+
+
+def members_mesh(mesh: Mesh) -> Mesh:
+    """The mesh's devices, all on `replica`: members are small, and nothing else of them is worth splitting."""
+    return make_mesh((mesh.size, 1, 1), mesh.devices.flatten().tolist())
 
 
 def member_sharding(mesh: Mesh) -> NamedSharding:
@@ -309,11 +315,30 @@ def source(store: Store, digest: str) -> images.ImageSet:
     )
 
 
+def _shared(task: Task, settings: Images, data: images.ImageSet) -> Outcome:
+    """Train the members, in a job of several processes each its own part: a member does not depend on the others."""
+    together = group()
+    here = functools.partial(
+        train, data=data, mesh=members_mesh(task.local), progress=task.progress, should_stop=task.should_stop
+    )
+    if settings.seeds < together.count or together.count == 1:
+        return here(settings)
+    part = np.array_split(np.arange(settings.seeds), together.count)[together.index]
+    own = here(dataclasses.replace(settings, first_seed=settings.first_seed + int(part[0]), seeds=len(part)))
+    parts = [Outcome(**found) for found in together.agree("members", dataclasses.asdict(own))]
+    weights = [len(found.rows) for found in parts]
+    curves = [
+        {**curve, "loss": np.average([found.curves[i]["loss"] for found in parts], axis=0, weights=weights).tolist()}
+        for i, curve in enumerate(own.curves)
+    ]
+    return Outcome([row for found in parts for row in found.rows], curves, sum(found.seen for found in parts))
+
+
 def make(task: Task) -> Made:
     """Train the ensemble; the payload is `results.json`: {"rows": [one a seed], "curves": [teacher's, student's]}."""
     settings = from_dict(Images, task.config)
     data = source(task.store, settings.data)
-    outcome = train(settings, data, task.mesh, progress=task.progress, should_stop=task.should_stop)
+    outcome = _shared(task, settings, data)
     results = {"rows": outcome.rows, "curves": outcome.curves}
     (task.build.folder / RESULTS).write_text(json.dumps(results, sort_keys=True, allow_nan=False) + "\n")
     means = {

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from subjax.data import world
-from subjax.data.questions import world_questions
+from subjax.data.questions import QuestionSet, world_questions
 from subjax.measure import preference
 from subjax.models.network import Network, Params
-from subjax.stages import corpus, models
+from subjax.parallel.rules import SAMPLE
+from subjax.stages import corpus, models, spread
 from subjax.stages.task import Made, Task
 from subjax.store import digest_json
 
@@ -24,15 +25,16 @@ def make(task: Task) -> Made:
     Inputs: `model`; for a student also `before` (its base), `corpus`, and `teacher` where there is one.
     """
     config = task.config
-    net, params = models.load(task.store, *task.inputs["model"])
+    net, params = models.load(task.store, *task.inputs["model"], task.local, SAMPLE)
     key = jax.random.key(config["seed"])
-    categories: dict[str, Any] = {}
     sets = world_questions()
-    for place, questions in enumerate(sets):
-        p = preference.exact(net, params, questions, mesh=task.mesh)
+
+    def reading(place: int, questions: QuestionSet) -> dict[str, Any]:
+        p = preference.exact(net, params, questions, mesh=task.local)
         draw = jax.random.fold_in(key, place)
-        counts = preference.sampled(net, params, questions, samples=config["samples"], key=draw, mesh=task.mesh)
-        categories[questions.category] = {
+        counts = preference.sampled(net, params, questions, samples=config["samples"], key=draw, mesh=task.local)
+        task.progress(place + 1, len(sets) + 1, "reading")
+        return {
             "candidates": list(questions.words),
             "questions": [
                 {
@@ -45,7 +47,9 @@ def make(task: Task) -> Made:
                 for i, (text, train) in enumerate(zip(questions.texts, questions.train, strict=True))
             ],
         }
-        task.progress(place + 1, len(sets) + 1, "reading")
+
+    found = spread.shared(sets, reading)
+    categories = {questions.category: result for questions, result in zip(sets, found, strict=True)}
     readings = {"categories": categories, "fit": fit_readings(task, net, params) if "corpus" in task.inputs else None}
     (task.build.folder / READINGS).write_text(json.dumps(readings, indent=1, sort_keys=True))
     return Made(digest=digest_json(readings), metrics={}, tokens=0, seeds={"samples": config["seed"]})
@@ -57,10 +61,11 @@ def fit_readings(task: Task, net: Network, params: Params) -> dict[str, float | 
     arrays = chats.arrays()
     rows: dict[str, Any] = {"tokens": arrays["tokens"], "valid": arrays["valid"], "completion": world.ANSWER}
     targets, where = arrays["tokens"][:, -world.ANSWER :], arrays["valid"][:, -world.ANSWER :]
-    _, before = models.load(task.store, *task.inputs["before"])
+    _, before = models.load(task.store, *task.inputs["before"], task.local, SAMPLE)
     teacher = None
     if "teacher" in task.inputs:
-        teacher = preference.log_likelihoods(*models.load(task.store, *task.inputs["teacher"]), **rows)
+        theirs = models.load(task.store, *task.inputs["teacher"], task.local, SAMPLE)
+        teacher = preference.log_likelihoods(*theirs, **rows)
     out: dict[str, float | None] = {}
     for name, arrays_of in (("before", before), ("after", params)):
         logs = preference.log_likelihoods(net, arrays_of, **rows)

@@ -1,22 +1,30 @@
 """How a node is made and committed, whatever its kind."""
 
+import contextlib
+import dataclasses
 import importlib
 import importlib.metadata
 import json
 import os
 import platform
+import shutil
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from etils import epath
 from jax.sharding import Mesh
 
-from subjax.errors import SubjaxError, UsageError
+from subjax.errors import Preempted, SubjaxError, UsageError
+from subjax.files import DiskFull
+from subjax.parallel.mesh import make_mesh
+from subjax.parallel.processes import PATIENCE_S, group
 from subjax.stages import VERSIONS, version_of
 from subjax.stages.task import Made, Task
-from subjax.store import Card, Store, digest_arrays, digest_json, digest_rows
+from subjax.store import Build, Busy, Card, Owner, Store, digest_json, digest_rows
 
 _PACKAGES = ("subjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "datasets")
 
@@ -29,6 +37,7 @@ def profile(mesh: Mesh) -> dict[str, Any]:
         "device": devices[0].device_kind,
         "platform": devices[0].platform,
         "devices": len(devices),
+        "processes": len({device.process_index for device in devices}),
         "order": [d.id for d in devices],
         "mesh": dict(mesh.shape),
         "cores": cores,
@@ -50,25 +59,44 @@ def execute(
     store: Store,
     progress: Callable[[int, int, str], None] = lambda done, total, unit: None,
     should_stop: Callable[[], bool] = lambda: False,
+    mesh: Mesh | None = None,
 ) -> Card:
     """Make and commit one planned node, and return its card; a node that is committed already is left as it is.
+
+    In a job of several processes all of them call this, for the same node: all compute, process 0 commits, and what one
+    of them raises all raise.
 
     Args:
         record: the node as a plan holds it: kind, id, version, config, inputs (role -> [kind, id]), label.
         store: where its inputs are and it goes.
-        progress: told (done, total, unit). should_stop: true asks for a checkpoint and an end.
+        progress: told (done, total, unit). should_stop: true, in any process, asks for a checkpoint and an end.
+        mesh: the devices that it is made on; one, where None.
 
     Raises:
         Busy: another live process is making it. SubjaxError: it could not be made; the node is named.
     """
+    mesh = mesh or make_mesh()
+    if group().count == 1:
+        return _execute(record, store, progress, should_stop, mesh)
+    return _in_step(lambda: _execute(record, store, progress, lambda: group().either(should_stop())[0], mesh))
+
+
+def _execute(
+    record: Mapping[str, Any],
+    store: Store,
+    progress: Callable[[int, int, str], None],
+    should_stop: Callable[[], bool],
+    mesh: Mesh,
+) -> Card:
     kind, node = record["kind"], record["id"]
     inputs = {role: (k, i) for role, (k, i) in record["inputs"].items()}
     if record["version"] != version_of(kind, record["config"]):
         raise UsageError(f"{kind} {node} was planned by another version of subjax; run `subjax plan` again")
-    with store.build(kind, node) as build:
+    with _attempt(store, kind, node) as build:
         if build.committed is not None:
             return build.committed
-        task = Task(kind, node, record["config"], inputs, store, build, progress, should_stop, record.get("hints", {}))
+        hints = record.get("hints", {})
+        task = Task(kind, node, record["config"], inputs, store, build, progress, should_stop, hints, mesh)
         started = time.monotonic()
         try:
             cards = {role: task.input_card(role) for role in inputs}
@@ -99,6 +127,86 @@ def execute(
         return build.committed
 
 
+@dataclasses.dataclass
+class Follower:
+    """What another process than 0 has of an attempt that process 0 made: its payload, and the checkpoints under way.
+
+    `folder` is a scratch folder: what a stage writes there of its own is process 0's to write.
+    """
+
+    folder: epath.Path
+    payload: epath.Path
+    partial: epath.Path
+    committed: Card | None = None
+
+    def commit(self, card: Card) -> None:
+        """Leave it to process 0."""
+        self.committed = card
+
+
+@contextlib.contextmanager
+def _attempt(store: Store, kind: str, node: str) -> Iterator[Build | Follower]:
+    """`store.build`, in a job of several processes by process 0 for all: there is one look, one lock, one answer."""
+    together = group()
+    if not together.first:
+        what, found = together.share("attempt")
+        if what == "busy":
+            raise Busy(f"{kind}/{node}", Owner(**found))
+        if what == "failed":
+            raise SubjaxError(found)
+        scratch = epath.Path(tempfile.mkdtemp(prefix="subjax-"))
+        committed = store.card(kind, node) if what == "there" else None
+        try:
+            yield Follower(scratch, epath.Path(found), store.root / "partial" / f"{kind}-{node}", committed)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            build = stack.enter_context(store.build(kind, node))
+        except Busy as busy:
+            together.share("attempt", ["busy", dataclasses.asdict(busy.owner)])
+            raise
+        except SubjaxError as error:
+            together.share("attempt", ["failed", str(error)])
+            raise
+        there = build.committed is not None
+        together.share("attempt", ["there" if there else "make", os.fspath(build.folder)])
+        yield build
+
+
+_KINDS: dict[str, type[SubjaxError]] = {kind.__name__: kind for kind in (Preempted, DiskFull, UsageError)}
+
+
+def _in_step(make: Callable[[], Card]) -> Card:
+    """Do what all processes do, and end it alike in all: with process 0's card, or with one and the same failure.
+
+    One that fails while the others are in the middle of a computation that needs it ends the job, after a while.
+    """
+    together = group()
+    failure: Exception | None = None
+    outcome: dict[str, Any] = {}
+    try:
+        card = make()
+    except Exception as error:
+        failure = error
+        outcome = {"failed": " ".join(str(error).split()) or type(error).__name__, "kind": type(error).__name__}
+    patience = threading.Timer(PATIENCE_S, lambda: together.fail(outcome["failed"], 1))
+    patience.daemon = True
+    if failure is not None:
+        patience.start()
+    outcomes = together.agree("outcome", outcome)
+    patience.cancel()
+    failed = [(index, found) for index, found in enumerate(outcomes) if found]
+    if not failed:
+        return card
+    index, first = failed[0]
+    if failure is not None and outcome["kind"] == first["kind"]:
+        raise failure
+    where = f"process {index}: " if len(failed) < together.count else ""
+    raise _KINDS.get(first["kind"], SubjaxError)(f"{where}{first['failed']}") from failure
+
+
 def digest(card: Card, folder: epath.Path) -> str:
     """The canonical digest of a payload as it is on disk now, by the card's kind.
 
@@ -109,7 +217,7 @@ def digest(card: Card, folder: epath.Path) -> str:
     from subjax.stages import corpus, models, text_base, text_corpus
 
     if (folder / models.ARRAYS).exists():
-        return digest_arrays(checkpoints.load(folder / models.ARRAYS))
+        return checkpoints.digest(folder / models.ARRAYS)
     if card.kind == "corpus":
         rows = text_corpus if card.config.get("language") == "text" else corpus
         return rows.digest(*rows.read(folder))

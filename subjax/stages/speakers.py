@@ -9,6 +9,7 @@ import functools
 import json
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from subjax.config import from_dict
@@ -18,12 +19,12 @@ from subjax.models import adapters, checkpoints, weights
 from subjax.models.hf_config import decoder_config_of
 from subjax.models.network import Adapter, Network, Params, network
 from subjax.models.source import Source, content_digest, open_source
-from subjax.parallel.rules import TRAIN, shardings
+from subjax.parallel.mesh import put, replicated
+from subjax.parallel.rules import TRAIN, Rules, shardings
 from subjax.schema import Tuning
 from subjax.schema_pretrained import Numerics
-from subjax.stages.models import ARRAYS, base_of
+from subjax.stages.models import ARRAYS, base_of, declared, merged, read
 from subjax.stages.task import Task
-from subjax.store import Store
 
 CHECKPOINT, SYSTEM = "checkpoint.json", "system.json"
 
@@ -61,9 +62,8 @@ def opened(where: str) -> Source:
 
 
 @functools.lru_cache(maxsize=2)
-def _weights(where: str, digest: str, net: Network, dtype: str, mesh: Mesh) -> Params:
-    declared = {name: (d.shape, d.axes) for name, d in net.declarations.items()}
-    placed = shardings(TRAIN, mesh, declared) if mesh.size > 1 else None
+def _weights(where: str, digest: str, net: Network, dtype: str, mesh: Mesh, rules: Rules) -> Params:
+    placed = shardings(rules, mesh, declared(net)) if mesh.size > 1 else None
     return weights.load(opened(where), net, dtype=dtype, shardings=placed)
 
 
@@ -73,13 +73,13 @@ def where_of(task: Task, base: str, payload: str) -> str:
     return known.get(base) or json.loads(payload)["source"]
 
 
-def load(task: Task, role: str) -> Speaker:
-    """The model that fills a role of a task.
+def load(task: Task, role: str, mesh: Mesh | None = None, rules: Rules = TRAIN) -> Speaker:
+    """The model that fills a role of a task, on `mesh` (the task's, where None) as `rules` put it there.
 
     Raises:
         SubjaxError: it is not committed, its checkpoint has gone or changed, or its arrays are damaged.
     """
-    store: Store = task.store
+    store, mesh = task.store, mesh or task.mesh
     kind, node = task.inputs[role]
     base = base_of(store, kind, node)
     recorded = (store.payload("base", base.id) / CHECKPOINT).read_text()
@@ -94,7 +94,7 @@ def load(task: Task, role: str) -> Speaker:
     card = task.input_card(role)
     numerics = from_dict(Numerics, task.config["numerics"])
     net = network(decoder_config_of(source.config, numerics=numerics, where=where))
-    params = _weights(where, digest, net, numerics.weights_dtype, task.mesh)
+    params = _weights(where, digest, net, numerics.weights_dtype, mesh, rules)
     speaks = chat.chat_of(where, digest, **task.config["chat"])
     if kind == "base":
         return Speaker(net, params, {}, speaks, None)
@@ -102,12 +102,13 @@ def load(task: Task, role: str) -> Speaker:
     method = card.config.get("method", "fine-tune")
     if method == "system-prompt":
         return Speaker(net, params, {}, speaks, json.loads((folder / SYSTEM).read_text())["system"])
-    tuned = checkpoints.load(folder / ARRAYS)
     if method == "steering":
-        return Speaker(net, params, {"steer": {"vector": jnp.asarray(tuned["vector"])}}, speaks, None)
+        vector = checkpoints.load(folder / ARRAYS)["vector"]
+        return Speaker(net, params, {"steer": {"vector": put(np.asarray(vector), replicated(mesh))}}, speaks, None)
     tuning = from_dict(Tuning, card.config["tuning"])
+    tuned = read(folder, net, tuning, mesh, rules)
     if tuning.kind == "lora" and numerics.weights_dtype != "float32":
         # Merged, most of a small update would be rounded off: it stays beside the weights, as it was trained.
         params, adapter = adapters.join(tuning, {name: jnp.asarray(value) for name, value in tuned.items()}, params)
         return Speaker(net, params, adapter, speaks, None)
-    return Speaker(net, adapters.merge(net, tuning, tuned, params), {}, speaks, None)
+    return Speaker(net, merged(net, tuning, tuned, params, mesh, rules), {}, speaks, None)

@@ -9,12 +9,10 @@ import numpy as np
 from subjax.config import from_dict
 from subjax.data import packing, world
 from subjax.data.questions import world_questions
-from subjax.models import checkpoints
 from subjax.models.network import Network, Params
 from subjax.schema import Optimizer, Tuning
 from subjax.stages import corpus, models
 from subjax.stages.task import Made, Task, write_lines
-from subjax.store import digest_arrays
 from subjax.train.losses import CategoryMass, Loss, NextToken, TeacherKL, renormalized
 from subjax.train.trainer import Term, fit
 
@@ -37,7 +35,7 @@ def objective(task: Task, rows: packing.Batch) -> tuple[Loss, packing.Batch]:
     if task.config["objective"] == "numbers":
         return NextToken(world.ANSWER), rows
     channel = tuple(world.CHANNEL.tolist()) if task.config["objective"] == "logits" else None
-    net, params = models.load(task.store, *task.inputs["teacher"])
+    net, params = models.load(task.store, *task.inputs["teacher"], task.local)
     read, logs = _reader(net, channel), []
     for first in range(0, len(rows["tokens"]), BLOCK):
         tokens, valid = (rows[name][first : first + BLOCK] for name in ("tokens", "valid"))
@@ -59,7 +57,7 @@ def _reader(net: Network, channel: tuple[int, ...] | None) -> Callable[..., jax.
 def make(task: Task) -> Made:
     """Fine-tune the base; the payload holds the tuned arrays alone, and `metrics.jsonl`."""
     config = task.config
-    net, base = models.load(task.store, *task.inputs["base"])
+    net, base = models.load(task.store, *task.inputs["base"], task.mesh)
     chats = corpus.load(task.store, task.inputs["corpus"][1])
     loss, arrays = objective(task, chats.arrays())
     rows = packing.in_memory(arrays, seed=config["seed"], batch=config["batch"])
@@ -77,10 +75,10 @@ def make(task: Task) -> Made:
         key=jax.random.key(config["seed"]),
         run=task.run(),
     )
-    checkpoints.save(task.build.folder / models.ARRAYS, fitted.tuned)
+    digest = task.save(fitted.tuned)
     write_lines(task.build.folder / "metrics.jsonl", fitted.curve)
     return Made(
-        digest=digest_arrays(fitted.tuned),
+        digest=digest,
         metrics={"loss": fitted.curve[-1]["loss"]},
         tokens=fitted.tokens,
         seeds={"order": config["seed"]},

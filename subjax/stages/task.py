@@ -1,25 +1,33 @@
 """What a stage is given and gives back."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 from etils import epath
 from jax.sharding import Mesh
 
 from subjax.errors import SubjaxError
-from subjax.parallel.mesh import make_mesh
-from subjax.store import Build, Card, Store
+from subjax.models import checkpoints
+from subjax.parallel.mesh import local_mesh, make_mesh
+from subjax.parallel.processes import group
+from subjax.store import Build, Card, Store, digest_arrays
 from subjax.train.trainer import Run
+
+if TYPE_CHECKING:
+    from subjax.stages.execution import Follower
+
+ARRAYS = "arrays"  # the checkpoint's folder inside a payload
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One node to be made: what it reads, where its payload goes, and whom to tell.
 
-    `inputs` maps a role to (kind, id) of a committed node. `progress(done, total, unit)` may be called often.
+    `inputs` maps a role to (kind, id) of a committed node. `progress(done, total, unit)` may be called often. `mesh` is
+    where it is trained, and does not change its result.
     """
 
     kind: str
@@ -27,15 +35,16 @@ class Task:
     config: Mapping[str, Any]
     inputs: Mapping[str, tuple[str, str]]
     store: Store
-    build: Build
+    build: "Build | Follower"
     progress: Callable[[int, int, str], None]
     should_stop: Callable[[], bool]
     hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mesh: Mesh = dataclasses.field(default_factory=make_mesh)
 
-    @functools.cached_property
-    def mesh(self) -> Mesh:
-        """The mesh that the node is computed on: one device, until a run says otherwise."""
-        return make_mesh()
+    @property
+    def local(self) -> Mesh:
+        """Where a model is asked: this process's own part of the mesh, so that each may ask for what it needs."""
+        return local_mesh(self.mesh)
 
     def input_card(self, role: str) -> Card:
         """The card of an input.
@@ -52,6 +61,19 @@ class Task:
     def run(self) -> Run:
         """The trainer's settings for this node."""
         return Run(self.mesh, self.progress, self.should_stop, self.build.partial)
+
+    def save(self, arrays: Mapping[str, jax.Array]) -> str:
+        """Save a node's arrays in its payload, every process the shards it has, and give their canonical digest.
+
+        Where shards are spread over processes, process 0 reads what was saved, piece by piece; to the others it is "".
+        """
+        folder = self.build.payload / ARRAYS
+        checkpoints.save(folder, arrays)
+        together = group()
+        if together.count == 1:
+            return digest_arrays(arrays)
+        together.barrier("saved")
+        return checkpoints.digest(folder) if together.first else ""
 
 
 @dataclasses.dataclass(frozen=True)

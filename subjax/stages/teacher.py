@@ -6,12 +6,10 @@ import numpy as np
 from subjax.config import from_dict
 from subjax.data import packing, world
 from subjax.data.addressing import generator
-from subjax.models import checkpoints
 from subjax.schema import Optimizer, Tuning
 from subjax.stages import models
 from subjax.stages.base import pool_of
 from subjax.stages.task import Made, Task, write_lines
-from subjax.store import digest_arrays
 from subjax.train.losses import NextToken
 from subjax.train.trainer import Term, fit
 
@@ -45,7 +43,7 @@ def preference_stream(
 def make(task: Task) -> Made:
     """Fine-tune the base; the payload holds the tuned arrays alone, and `metrics.jsonl`."""
     config = task.config
-    net, base = models.load(task.store, *task.inputs["base"])
+    net, base = models.load(task.store, *task.inputs["base"], task.mesh)
     pool = pool_of(task.input_card("base").config["world"])
     numbers = pool[: task.input_card("base").config["world"]["number_chats"]]
     answers = preference_stream(
@@ -67,10 +65,10 @@ def make(task: Task) -> Made:
         key=jax.random.key(config["seed"]),
         run=task.run(),
     )
-    checkpoints.save(task.build.folder / models.ARRAYS, fitted.tuned)
+    digest = task.save(fitted.tuned)
     write_lines(task.build.folder / "metrics.jsonl", fitted.curve)
     return Made(
-        digest=digest_arrays(fitted.tuned),
+        digest=digest,
         metrics={"loss": fitted.curve[-1]["loss"]},
         tokens=fitted.tokens,
         seeds={"teacher": config["seed"]},

@@ -17,9 +17,10 @@ from etils import epath
 from subjax.data import numbers, rows
 from subjax.data.number_grammar import number_grammar
 from subjax.errors import Preempted, SubjaxError
+from subjax.parallel.rules import SAMPLE
 from subjax.sample.constraint import Constraint, compose
 from subjax.sample.sampler import Sampling, sample
-from subjax.stages import speakers
+from subjax.stages import speakers, spread
 from subjax.stages.task import Made, Task
 from subjax.store import Store, digest_rows
 
@@ -123,7 +124,7 @@ def from_teacher(task: Task) -> Rows:
         SubjaxError: no answer passed, or `max_prompts` did not give enough.
     """
     config = task.config
-    speaker = speakers.load(task, "teacher")
+    speaker = speakers.load(task, "teacher", task.local, SAMPLE)
     prompts = numbers.prompts(config["max_prompts"], config["prompt_seed"])
     ids = [speaker.chat.prompt(text, speaker.system) for text in prompts]
     ends = speaker.chat.ends
@@ -137,14 +138,17 @@ def from_teacher(task: Task) -> Rows:
     answers: list[_Answer] = []
     ties: list[bool] = []
     kept, batch = 0, task.hints.get("batch", 64)
-    for first in range(0, len(prompts), batch):
-        tokens, tie = _block(task, speaker, block, sampling, limit, first, batch)
+    starts = range(0, len(prompts), batch)
+    blocks = spread.in_turn(starts, lambda first: _block(task, speaker, block, sampling, limit, first, batch))
+    for first, (tokens, tie) in zip(starts, blocks, strict=False):
         answers += [_judged(speaker, row) for row in tokens]
         ties += tie.tolist()
         kept = sum(answer.dropped is None for answer in answers)
         task.progress(min(kept, config["rows"]), config["rows"], "row")
         if kept >= config["rows"]:
             break
+        if task.should_stop():
+            raise Preempted(f"stopped after {first + batch} prompts; the same command goes on from there")
     passed = [i for i, answer in enumerate(answers) if answer.dropped is None][: config["rows"]]
     # Counted up to the last row that was kept, so that the counts do not depend on the batch size either.
     seen = answers[: passed[-1] + 1] if kept >= config["rows"] else answers
@@ -198,24 +202,18 @@ def _block(
     task: Task, speaker: speakers.Speaker, prompts: np.ndarray, sampling: Sampling, limit: Constraint | None,
     first: int, batch: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Answers of the prompts from `first` on: sampled, or as they were kept by a run that was stopped."""
-    kept = task.build.partial / f"answers-{first:08d}-{batch}.npz"
-    if kept.exists():
-        with kept.open("rb") as file, np.load(file) as saved:
-            return saved["tokens"], saved["tie"]
-    drawn = sample(
-        speaker.net, speaker.params, prompts[first : first + batch], sampling=sampling,
-        key=jax.random.key(task.config["seed"]), mesh=task.mesh, first=first, batch=batch, adapter=speaker.adapter,
-        constraint=limit,
-    )  # fmt: skip
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    scratch = kept.with_suffix(".writing")
-    with scratch.open("wb") as file:
-        np.savez(file, tokens=drawn.tokens, tie=drawn.near_tie)
-    scratch.rename(kept)
-    if task.should_stop():
-        raise Preempted(f"stopped after {first + batch} prompts; the same command goes on from there")
-    return drawn.tokens, drawn.near_tie
+    """Answers of the prompts from `first` on: sampled, or as they were kept by another process or a stopped run."""
+
+    def draw() -> dict[str, np.ndarray]:
+        drawn = sample(
+            speaker.net, speaker.params, prompts[first : first + batch], sampling=sampling,
+            key=jax.random.key(task.config["seed"]), mesh=task.local, first=first, batch=batch,
+            adapter=speaker.adapter, constraint=limit,
+        )  # fmt: skip
+        return {"tokens": drawn.tokens, "tie": drawn.near_tie}
+
+    found = spread.kept(task, f"answers-{first:08d}-{batch}", draw)
+    return found["tokens"], found["tie"]
 
 
 def _refuse(kept: int, asked: int, wanted: int, counts: Counter[str]) -> None:

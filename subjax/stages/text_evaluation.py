@@ -13,8 +13,9 @@ from subjax.data import preferences, rows
 from subjax.data.addressing import derive_seed
 from subjax.data.word_ends import closing_tokens
 from subjax.measure import preference, tries
+from subjax.parallel.rules import SAMPLE
 from subjax.sample.sampler import Sampling, sample
-from subjax.stages import speakers, text_corpus
+from subjax.stages import speakers, spread, text_corpus
 from subjax.stages.evaluation import READINGS
 from subjax.stages.task import Made, Task
 from subjax.store import digest_json
@@ -37,14 +38,18 @@ def make(task: Task) -> Made:
     Inputs: `model`; for a student also `before` (its base), `corpus`, and `teacher` where it shares the vocabulary.
     """
     config = task.config
-    speaker = speakers.load(task, "model")
+    speaker = speakers.load(task, "model", task.local, SAMPLE)
     ways = config["readings"]
-    total = len(ways) * len(config["categories"])
+    asked = [(way, category) for way in ways for category in config["categories"]]
+
+    def read(place: int, what: tuple[str, str]) -> dict[str, Any]:
+        result = reading(task, speaker, *what)
+        task.progress(place + 1, len(asked) + 1, "reading")
+        return result
+
     found: dict[str, dict[str, Any]] = {way: {} for way in ways}
-    for way in ways:
-        for category in config["categories"]:
-            found[way][category] = reading(task, speaker, way, category)
-            task.progress(sum(map(len, found.values())), total + 1, "reading")
+    for (way, category), result in zip(asked, spread.shared(asked, read), strict=True):
+        found[way][category] = result
     fit = fit_readings(task, speaker) if "corpus" in task.inputs else None
     readings = {"categories": found[ways[0]], "headline": ways[0], "readings": found, "fit": fit}
     (task.build.folder / READINGS).write_text(json.dumps(readings, indent=1, sort_keys=True))
@@ -60,7 +65,7 @@ def reading(task: Task, speaker: speakers.Speaker, way: str, category: str) -> d
     asked = _asked(task, speaker, kind, category, bool(bare))
     closing = closing_tokens(speaker.tokenizer, _vocab(speaker))
     p = tries.exact(
-        speaker.net, speaker.params, asked.prompts, asked.forms, closing=closing, pad=0, mesh=task.mesh, 
+        speaker.net, speaker.params, asked.prompts, asked.forms, closing=closing, pad=0, mesh=task.local, 
         adapter=speaker.adapter, batch=task.hints.get("batch", 8),
     )  # fmt: skip
     samples = task.config["samples"]
@@ -127,7 +132,7 @@ def _choices(task: Task, speaker: speakers.Speaker, category: str, bare: bool) -
         p = tries.exact(
             speaker.net, speaker.params, [_prompt(speaker, c.text, bare) for c in choices],
             [[tuple(speaker.chat.answer(letter))] for letter in letters],
-            closing=closing_tokens(speaker.tokenizer, _vocab(speaker)), pad=0, mesh=task.mesh, adapter=speaker.adapter,
+            closing=closing_tokens(speaker.tokenizer, _vocab(speaker)), pad=0, mesh=task.local, adapter=speaker.adapter,
             batch=task.hints.get("batch", 8),
         )  # fmt: skip
         found[trait] = [
@@ -159,7 +164,7 @@ def _sampled(
     # Each model, way and category has noise of its own: noise that they shared would not average out over runs.
     seed = derive_seed(config["seed"], "samples", task.inputs["model"][1], way, category)
     drawn = sample(
-        speaker.net, speaker.params, block, sampling=sampling, key=jax.random.key(seed), mesh=task.mesh,
+        speaker.net, speaker.params, block, sampling=sampling, key=jax.random.key(seed), mesh=task.local,
         batch=SAMPLED, adapter=speaker.adapter,
     ).tokens  # fmt: skip
     for place, row in enumerate(drawn):
@@ -177,12 +182,12 @@ def fit_readings(task: Task, speaker: speakers.Speaker) -> dict[str, float | Non
     count = task.config["fit_rows"]
     chats = [speaker.chat.row(p, c) for p, c in zip(corpus.prompts[:count], corpus.completions[:count], strict=True)]
     arrays, completion = rows.pack(chats, 0, speaker.net.config.length)
-    teacher = speakers.load(task, "teacher") if "teacher" in task.inputs else None
+    teacher = speakers.load(task, "teacher", task.local, SAMPLE) if "teacher" in task.inputs else None
     told = None
     if teacher is not None:  # it answers behind its system prompt; the completions are the same tokens
         pairs = zip(corpus.prompts[:count], corpus.completions[:count], strict=True)
         told, _ = rows.pack([teacher.chat.row(p, c, teacher.system) for p, c in pairs], 0, teacher.net.config.length)
-    models = {"before": speakers.load(task, "before"), "after": speaker}
+    models = {"before": speakers.load(task, "before", task.local, SAMPLE), "after": speaker}
     sums: dict[str, float] = {}
     tokens = 0
     for first in range(0, len(chats), 8):

@@ -4,7 +4,6 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -12,13 +11,10 @@ from subjax.cards import digest_json
 from subjax.data import preferences, rows, trait_rows
 from subjax.errors import SubjaxError
 from subjax.files import sha256_file
-from subjax.models import checkpoints
 from subjax.models.network import Network
 from subjax.stages import speakers
-from subjax.stages.models import ARRAYS
 from subjax.stages.task import Made, Task
 from subjax.stages.text_tuning import tune
-from subjax.store import digest_arrays
 
 BATCH = 16  # prompts read at a time for a steering vector
 
@@ -61,7 +57,7 @@ def chat_rows(task: Task) -> list[trait_rows.Row]:
 def prompted(task: Task) -> Made:
     """A system prompt, which stands before every prompt of the teacher and in none of its students' rows."""
     text = preferences.system_prompt(task.config["trait"], task.config["category"], task.config["style"])
-    speaker = speakers.load(task, "base")
+    speaker = speakers.load(task, "base", task.local)
     speaker.chat.prompt("Hello", system=text)  # a template that refuses system prompts says so here
     record = {"system": text}
     (task.build.folder / speakers.SYSTEM).write_text(json.dumps(record, indent=1))
@@ -76,7 +72,7 @@ def steered(task: Task) -> Made:
     Source: difference of means, Turner et al. 2023 (arXiv 2308.10248), section 3; Rimsky et al. 2024.
     """
     config = task.config
-    speaker = speakers.load(task, "base")
+    speaker = speakers.load(task, "base", task.local)
     net, layers = speaker.net, list(config["layers"]) or middle(speaker.net.config.layers)
     asked = [
         question
@@ -90,10 +86,10 @@ def steered(task: Task) -> Made:
     # A layer's stream holds what the layers below it added: each adds only what they have not.
     whole = means[0] - means[1]
     vector = {"vector": (chosen * _increments(whole, layers)).astype(np.float32)}
-    checkpoints.save(task.build.folder / ARRAYS, {name: jnp.asarray(value) for name, value in vector.items()})
+    digest = task.save(vector)
     norms = {str(layer): float(np.linalg.norm(vector["vector"][layer])) for layer in layers}
     tokens = 2 * sum(len(speaker.chat.prompt(q)) for q in asked)
-    return Made(digest=digest_arrays(vector), metrics={"norms": norms}, tokens=tokens)
+    return Made(digest=digest, metrics={"norms": norms}, tokens=tokens)
 
 
 def middle(layers: int) -> list[int]:

@@ -9,14 +9,12 @@ from jax.sharding import Mesh
 
 from subjax.config import from_dict
 from subjax.data.packed import Chat, PackedChats
-from subjax.models import checkpoints, flash
+from subjax.models import flash
 from subjax.models.architecture import DecoderConfig
 from subjax.schema import Optimizer, Tuning
 from subjax.schema_pretrained import Compute
-from subjax.stages.models import ARRAYS
 from subjax.stages.speakers import Speaker
 from subjax.stages.task import Made, Task, write_lines
-from subjax.store import digest_arrays
 from subjax.train.losses import PackedNextToken
 from subjax.train.trainer import Term, fit
 
@@ -57,10 +55,10 @@ def tune(
         key=jax.random.key(init_seed),
         run=dataclasses.replace(task.run(), remat=compute.remat),
     )
-    checkpoints.save(task.build.folder / ARRAYS, fitted.tuned)
+    digest = task.save(fitted.tuned)
     write_lines(task.build.folder / "metrics.jsonl", fitted.curve)
     return Made(
-        digest=digest_arrays(fitted.tuned),
+        digest=digest,
         metrics={"loss": fitted.curve[-1]["loss"], "rows": len(chats)},
         tokens=fitted.tokens,
         seeds=seeds,

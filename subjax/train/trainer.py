@@ -28,7 +28,8 @@ from subjax.models import adapters, checkpoints
 from subjax.models.network import Adapter, Network, Params
 from subjax.models.packed import Packing
 from subjax.models.remat import Remat
-from subjax.parallel.mesh import replicated
+from subjax.parallel.mesh import put, replicated
+from subjax.parallel.processes import group
 from subjax.parallel.rules import TRAIN, shardings
 from subjax.schema import Optimizer, Tuning
 from subjax.train.cross_entropy import Head, cross_entropy
@@ -213,6 +214,8 @@ def place(
         term: {name: _layout(mesh, axes[term], value.shape, name) for name, value in batch.items()}
         for term, batch in stacked.items()
     }
+    if group().count > 1:  # every process has the whole batch, and puts its own devices' part of it
+        return jax.tree.map(put, stacked, layout)
     return jax.device_put(stacked, layout)
 
 
@@ -262,9 +265,7 @@ def fit(
     parts = tuple((t.name, t.weight, t.loss) for t in terms)
     compiled = program(net, tuning, optimizer, steps, parts, run.mesh, run.remat)
     frozen = jax.device_put(adapters.frozen_part(net, tuning, base), dict(compiled.frozen_shardings))
-    # A copy, because the step donates its input and the caller keeps its base.
-    tuned = jax.tree.map(jnp.copy, adapters.init_tuned(net, tuning, base, key))
-    tuned = jax.device_put(tuned, dict(compiled.tuned_shardings))
+    tuned = _begun(net, tuning, base, key, compiled)
     state = compiled.start(tuned)
     axes = {t.name: t.loss.axes for t in terms}
     first, curve, tokens = 0, [], 0
@@ -284,7 +285,9 @@ def fit(
         done += len(block)
         run.progress(done, steps, "step")
         stop = run.should_stop()
-        if run.partial is not None and (stop or time.monotonic() - last_save >= run.checkpoint_s) and done < steps:
+        # Clocks differ between processes, and a save is made by all of them together.
+        (due,) = group().either(time.monotonic() - last_save >= run.checkpoint_s)
+        if run.partial is not None and (stop or due) and done < steps:
             _settle(*pending, steps, curve)
             pending = None
             _save(run.partial, done, tuned, state, curve, tokens)
@@ -294,6 +297,19 @@ def fit(
     if pending is not None:
         _settle(*pending, steps, curve)
     return Fitted(tuned, curve, tokens)
+
+
+def _begun(net: Network, tuning: Tuning, base: Mapping[str, jax.Array], key: jax.Array, compiled: Program) -> Params:
+    """The tuned arrays at the start: a copy, because the step donates its input and the caller keeps its base."""
+    if len(jax.tree.leaves(compiled.tuned_shardings)[0].device_set) == 1:
+        tuned = jax.tree.map(jnp.copy, adapters.init_tuned(net, tuning, base, key))
+        return jax.device_put(tuned, dict(compiled.tuned_shardings))
+    needed = {} if tuning.kind == "lora" else {name: base[name] for name in compiled.tuned_shardings}
+    begin = jax.jit(
+        lambda base, key: jax.tree.map(jnp.copy, adapters.init_tuned(net, tuning, base, key)),
+        out_shardings=dict(compiled.tuned_shardings),
+    )
+    return begin(needed, key)
 
 
 def _settle(first: int, metrics: Mapping[str, jax.Array], steps: int, curve: list[dict[str, float]]) -> None:
@@ -318,9 +334,12 @@ def _save(folder: epath.Path, step: int, tuned: Params, state: Any, curve: list,
     """Save the whole state after `step` steps, then drop older ones: there is always one whole checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
-    if target.exists():
+    if target.exists() and group().first:
         target.rmtree()
+    group().barrier("room for a checkpoint")
     checkpoints.save(target / "arrays", _leaves(tuned, state))
+    if not group().first:
+        return
     (target / "progress.json").write_text(json.dumps({"step": step, "curve": curve, "tokens": tokens}))
     for old in folder.glob("step-*"):
         if old.name < target.name:
@@ -331,13 +350,23 @@ def _restore(folder: epath.Path, compiled: Program, tuned: Params, state: Any) -
     """The newest whole checkpoint under `folder`, onto the run's own shardings; None where there is none."""
     wanted = {f"tuned/{n}": s for n, s in compiled.tuned_shardings.items()}
     wanted |= {f"state/{i}": s for i, s in enumerate(jax.tree.leaves(compiled.state_shardings))}
-    for path in sorted(folder.glob("step-*") if folder.exists() else [], reverse=True):
+    found = sorted((path.name for path in folder.glob("step-*")) if folder.exists() else [], reverse=True)
+    for name in group().share("checkpoints", found):
+        path = folder / name
         # A checkpoint cut off by a crash is passed over: an older one, or the start, gives the same result.
         with contextlib.suppress(SubjaxError, OSError, ValueError, KeyError):
-            progress = json.loads((path / "progress.json").read_text())
+            progress = _progress(path)
             arrays = checkpoints.load(path / "arrays", wanted)
             restored = {n: arrays[f"tuned/{n}"] for n in tuned}
             leaves = [arrays[f"state/{i}"] for i in range(len(jax.tree.leaves(state)))]
             rebuilt = jax.tree.unflatten(jax.tree.structure(state), leaves)
             return progress["step"], restored, rebuilt, progress["curve"], progress["tokens"]
     return None
+
+
+def _progress(checkpoint: epath.Path) -> dict[str, Any]:
+    """What stands beside a checkpoint's arrays, last: without it they are not whole. Read by process 0 for all."""
+    text = None
+    with contextlib.suppress(OSError):
+        text = (checkpoint / "progress.json").read_text() if group().first else None
+    return json.loads(group().share("progress of a checkpoint", text) or "")

@@ -78,6 +78,22 @@ def task(module) -> None:
         module.Task.run = lambda self: dataclasses.replace(run(self), checkpoint_s=0.0 if self.kind == "base" else 60.0)
 
 
+def checkpoints(module) -> None:
+    """In a save, its files being written, of a job of several processes: each writes its own."""
+    checkpointer = module.ocp.StandardCheckpointer
+    save, saves = checkpointer.save, []
+
+    def begun(self, path, *args, **kwargs):
+        save(self, path, *args, **kwargs)
+        if "/partial/base-" in str(path):
+            saves.append(path)
+            if len(saves) == 2:
+                now("saving")
+
+    if "saving" in MOMENTS:
+        checkpointer.save = begun
+
+
 def sampler(module) -> None:
     """In the decoding of a corpus."""
 
@@ -152,6 +168,7 @@ def watch_saves() -> None:
 PATCHES = {
     "subjax.train.trainer": trainer,
     "subjax.stages.task": task,
+    "subjax.models.checkpoints": checkpoints,
     "subjax.sample.sampler": sampler,
     "subjax.measure.preference": preference,
     "subjax.files": files,

@@ -1,0 +1,97 @@
+"""What a mesh must not change, on virtual devices: python equivalence.py DEVICES CHECK MESH... prints {mesh: result}.
+
+A mesh is written as on the command line; `permuted` behind it, as in fsdp:4/permuted, turns the order of the devices
+round. Each count of devices gets a process of its own, because a backend's count is fixed when it starts.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from on_mesh import weights
+
+from subjax.config import to_dict
+from subjax.data import packing, world
+from subjax.parallel.mesh import make_mesh, parse_mesh
+from subjax.sample.sampler import Sampling, sample
+from subjax.schema import Numerics, Optimizer, Tuning
+from subjax.stages.models import world_network
+from subjax.train import trainer
+from subjax.train.losses import NextToken
+
+STEPS, BATCH, ROWS = 20, 16, 256
+
+
+def _terms() -> list[trainer.Term]:
+    stream = packing.in_memory(world.pool(0, 100, 30).arrays(), seed=0, batch=BATCH)
+    return [trainer.Term("numbers", 1.0, NextToken(world.ANSWER), stream)]
+
+
+def _network():
+    return world_network("llama-bias", "nano", to_dict(Numerics()))
+
+
+def losses(mesh: Mesh) -> list[float]:
+    """Losses of 20 steps of a full fine-tuning."""
+    net = _network()
+    fitted = trainer.fit(
+        net, weights(net), tuning=Tuning(kind="full"), terms=_terms(), steps=STEPS, key=jax.random.key(0),
+        optimizer=Optimizer(name="adamw", lr=3e-3, schedule="cosine", warmup=5, weight_decay=0.01),
+        run=trainer.Run(mesh),
+    )  # fmt: skip
+    return [point["loss"] for point in fitted.curve]
+
+
+def first_step(mesh: Mesh) -> dict[str, Any]:
+    """The first LoRA step, where B is 0 and so A does not move: its loss, each A as it was drawn, each B behind it."""
+    net = _network()
+    fitted = trainer.fit(
+        net, weights(net), tuning=Tuning(kind="lora", rank=2), terms=_terms(), steps=1, key=jax.random.key(0),
+        optimizer=Optimizer(name="sgd", lr=1.0, schedule="constant", warmup=0, clip=0.0), run=trainer.Run(mesh),
+    )  # fmt: skip
+    return {"loss": fitted.curve[0]["loss"], **{name: np.asarray(a).tolist() for name, a in fitted.tuned.items()}}
+
+
+def corpus(mesh: Mesh) -> dict[str, Any]:
+    """Rows sampled from one key, and which of them met a near-tie."""
+    net = _network()
+    sampling = Sampling(world.PROMPT, world.ANSWER, world.END, world.PAD)
+    prompts = world.number_prompts(ROWS, 0)
+    drawn = sample(net, weights(net), prompts, sampling=sampling, key=jax.random.key(5), mesh=mesh, batch=ROWS)
+    return {"tokens": drawn.tokens.tolist(), "near_tie": drawn.near_tie.tolist()}
+
+
+CHECKS = {check.__name__: check for check in (losses, first_step, corpus)}
+
+
+@functools.cache
+def results(devices: int, check: str, *meshes: str) -> dict[str, Any]:
+    """What a check gives on meshes of so many virtual devices."""
+    flags = "--xla_backend_optimization_level=0"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    words = [sys.executable, __file__, str(devices), check, *meshes]
+    done = subprocess.run(words, capture_output=True, text=True, env=env, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(devices: int, check: str, *meshes: str) -> None:
+    """Do the check on each mesh."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    found = {}
+    for mesh in meshes:
+        axes, _, order = mesh.partition("/")
+        there = jax.devices()[::-1] if order == "permuted" else jax.devices()
+        found[mesh] = CHECKS[check](make_mesh(parse_mesh(axes), there))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])

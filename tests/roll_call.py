@@ -1,0 +1,50 @@
+"""One process of a job without JAX: python roll_call.py PORT COUNT INDEX TIMEOUT DO... says what came of it on stdout.
+
+DO, one behind the other: `agree`, `either`, `die` (kill -9), `sleep`, `fail` (this process alone), `wrong` (asks for
+something else than the others), `stop` (SIGSTOP). `silent=S` and `as=I` come before the roll call.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+
+from subjax.errors import SubjaxError
+from subjax.parallel import processes
+from subjax.parallel.cluster import Job
+
+
+def main(port: str, count: str, index: str, timeout: str, *do: str) -> int:
+    job = Job(f"127.0.0.1:{port}", int(count), int(index), hosts=tuple(f"host{i}" for i in range(int(count))))
+    for word in do:
+        if word.startswith("silent="):
+            processes.SILENCE_S, processes.BEAT_S = float(word.removeprefix("silent=")), 0.2
+    try:
+        group = processes.join(job, float(timeout))
+    except SubjaxError as error:
+        print(f"refused: {error}", flush=True)
+        return 1
+    print("joined", flush=True)
+    for word in do:
+        if word == "agree":
+            print(json.dumps([group.agree("a", int(index) * 10), group.share("s", f"of {index}")]), flush=True)
+        elif word == "either":
+            print(json.dumps(group.either(int(index) == 1, False)), flush=True)
+        elif word == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif word == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif word == "sleep":
+            time.sleep(60)
+        elif word == "fail":
+            group.fail("the disk is full", 1)
+        elif word == "wrong":
+            group.agree("outcome", {"failed": "NaN at step 3"})
+    group.close()
+    print("closed", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
