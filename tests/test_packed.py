@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_rows import chats_of
+from packed_rows import CONFIGS, LOCAL, ROTARY, chats_of, made_up, parameters
 
 from subjax.data import packing
 from subjax.data.addressing import order
@@ -17,7 +17,6 @@ from subjax.data.packed import PackedChats, common_prefix
 from subjax.data.packing import tokens_of
 from subjax.errors import UsageError
 from subjax.models import adapters, flash
-from subjax.models.architecture import DecoderConfig, Rope
 from subjax.models.network import network
 from subjax.models.packed import Packing
 from subjax.parallel.mesh import make_mesh
@@ -25,37 +24,10 @@ from subjax.schema import Optimizer, Tuning
 from subjax.train import trainer
 from subjax.train.cross_entropy import Head, cross_entropy
 from subjax.train.losses import NextToken, PackedNextToken
-from subjax.train.trainer import Term, _Bound
+from subjax.train.step import Bound
+from subjax.train.trainer import Term
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-ROTARY = DecoderConfig(
-    vocab=61, length=64, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=24, norm="rmsnorm", norm_eps=1e-5,
-    positions="rotary", activation="silu", gated=True, tied=False,
-)  # fmt: skip
-LEARNED = dataclasses.replace(
-    ROTARY, family="gpt2", norm="layernorm", positions="learned", activation="gelu", gated=False, tied=True,
-    attention_biases="all", mlp_biases=True, kv_heads=4,
-)  # fmt: skip
-# Local layers among global ones, capped scores and logits, norms on both sides: all that packing must tell apart.
-LOCAL = dataclasses.replace(
-    ROTARY, local=(True, False), window=5, local_rope=Rope(theta=100.0), attention_cap=7.0, logit_cap=5.0,
-    placement="sandwich", qk_norm="head", embed_scale=4.0,
-)  # fmt: skip
-CONFIGS = {"rotary": ROTARY, "learned": LEARNED, "local": LOCAL}
-
-
-def made_up(count: int, shared: int = 4, seed: int = 0, vocab: int = 61) -> list[tuple[list[int], list[int]]]:
-    """Chats of ragged lengths that begin alike."""
-    draw = np.random.default_rng(seed)
-    begin = draw.integers(1, vocab, shared).tolist()
-    some = lambda most: draw.integers(1, vocab, draw.integers(1, most)).tolist()  # noqa: E731
-    return [(begin + some(9), some(7)) for _ in range(count)]
-
-
-def parameters(net, seed: int = 0):
-    draw = np.random.default_rng(seed)
-    return {n: jnp.asarray(draw.normal(size=d.shape) * 0.3, jnp.float32) for n, d in net.declarations.items()}
 
 
 def padded(chats, pad: int = 0):
@@ -75,7 +47,7 @@ def loss_of(net, tuning, stream, remat="none"):
 
     def whole(tuned, frozen):
         params, adapter = adapters.join(tuning, tuned, frozen)
-        model = _Bound(net, params, adapter, None, remat)
+        model = Bound(net, params, adapter, None, remat)
         return jax.lax.map(lambda turn: loss(model, turn), batch).sum()
 
     return whole
@@ -102,7 +74,7 @@ def test_loss_and_gradient_are_those_of_chats_one_a_row(name, kind, layout):
 
     def alone(tuned, frozen):
         params, adapter = adapters.join(tuning, tuned, frozen)
-        return NextToken(completion)(_Bound(net, params, adapter, None, "none"), rows)
+        return NextToken(completion)(Bound(net, params, adapter, None, "none"), rows)
 
     stream = PackedChats(chats, seed=0, batch=len(chats), steps=1, **layout)
     loss, gradient = jax.jit(jax.value_and_grad(loss_of(net, tuning, stream)))(tuned, frozen)

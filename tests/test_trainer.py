@@ -321,7 +321,11 @@ def test_checkpoints_are_kept_one_at_a_time_and_change_nothing(tmp_path):
     folder, seen = tmp_path / "partial", []
     look = lambda: seen.append(sorted(p.name for p in folder.iterdir()) if folder.exists() else []) or False  # noqa: E731
     saved = small_fit(partial=epath.Path(folder), checkpoint_s=0.0, should_stop=look)
-    assert seen == [[], *[[f"step-{n:08d}"] for n in range(1, STEPS)]]
+    # One is written while the next steps are taken, so the one before it may be there still.
+    assert seen[0] == []
+    for n, names in enumerate(seen[1:], start=1):
+        assert names
+        assert set(names) <= {f"step-{n - 1:08d}", f"step-{n:08d}"}
     assert_equal_fits(saved, small_fit())
 
 

@@ -8,7 +8,8 @@ number of packed rows nor their length is part of a node's identity.
 import dataclasses
 import functools
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,9 @@ class _Room:
         return _Room(*map(max, dataclasses.astuple(self), dataclasses.astuple(other)))
 
 
+_NOTHING = _Room(0, 0, 0)
+
+
 def common_prefix(chats: Sequence[Chat]) -> int:
     """Tokens with which all prompts begin; every prompt keeps one token of its own at least."""
     shortest, first = min(len(prompt) for prompt, _ in chats), chats[0][0]
@@ -81,6 +85,7 @@ class PackedChats:
         share_prefix: bool = True,
         grain: int = 32,
         context: int | None = None,
+        prefix: int | None = None,
     ):
         """Deal the chats of all steps to packed rows.
 
@@ -90,6 +95,7 @@ class PackedChats:
             share_prefix: whether what all chats begin with stands once (an attention kernel may not be able to).
             grain: packed rows' length is a multiple of this.
             context: the longest chat that the model takes.
+            prefix: how much of what they begin with stands once; None is all of it.
 
         Raises:
             UsageError: a chat is longer than the model's context, or has an empty prompt.
@@ -103,7 +109,8 @@ class PackedChats:
         if any(not prompt for prompt, _ in chats):
             raise UsageError("a row has an empty prompt, so nothing stands before its answer's first token")
         self.chats, self._seed, self._batch = chats, seed, batch
-        prefix = common_prefix(chats) if share_prefix else 0
+        if prefix is None:
+            prefix = common_prefix(chats) if share_prefix else 0
         self._own = np.array(totals) - prefix
         self._answers = np.array([len(answer) for _, answer in chats])
         self.layout = Layout(prefix, int(self._own.max()), turns, rows)
@@ -117,10 +124,7 @@ class PackedChats:
     def together(self, steps: range) -> list[Batch]:
         """The batches of several steps, all of one shape."""
         dealt = [self._dealt(step) for step in steps]
-        need = _Room(0, 0, 0)
-        for rows in dealt:
-            need = need.with_(self._need(rows))
-        room = self._rounded(need)
+        room = self._rounded(functools.reduce(_Room.with_, map(self._need, dealt)))
         return [self._filled(rows, room) for rows in dealt]
 
     def _dealt(self, step: int) -> list[list[int]]:
@@ -183,3 +187,39 @@ class PackedChats:
         }  # fmt: skip
         turns = (self.layout.turns, self.layout.rows)
         return {name: array.reshape(*turns, *array.shape[1:]) for name, array in batch.items()}
+
+
+class PackedCohort:
+    """The streams of a cohort's members as one: arrays as `PackedChats` gives them, (turns, members, rows, ...).
+
+    All members have one layout and, step by step, packed rows of one length.
+    """
+
+    def __init__(self, members: Sequence[Mapping[str, Any]], **shared: Any):
+        """Pack each member's chats: `members` hold what `PackedChats` takes of each, `shared` what it takes of all."""
+        every = [chat for member in members for chat in member["chats"]]
+        prefix = common_prefix(every) if shared.get("share_prefix", True) else 0
+        self._members = [PackedChats(**member, **shared, prefix=prefix) for member in members]
+        longest = max(member.layout.longest for member in self._members)
+        most = functools.reduce(_Room.with_, (member._most for member in self._members))
+        for member in self._members:
+            member._most = most
+            member.layout = dataclasses.replace(member.layout, longest=longest)
+        self.layout = self._members[0].layout
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of one step."""
+        return self.together(range(step, step + 1))[0]
+
+    def together(self, steps: range) -> list[Batch]:
+        """The batches of several steps, all of one shape."""
+        dealt = [[member._dealt(step) for step in steps] for member in self._members]
+        need = functools.reduce(
+            _Room.with_, (m._need(rows) for m, of in zip(self._members, dealt, strict=True) for rows in of)
+        )
+        room = self._members[0]._rounded(need)
+        out = []
+        for index in range(len(steps)):
+            each = [m._filled(of[index], room) for m, of in zip(self._members, dealt, strict=True)]
+            out.append({name: np.stack([batch[name] for batch in each], axis=1) for name in each[0]})
+        return out

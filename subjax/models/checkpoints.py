@@ -8,7 +8,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -50,6 +50,14 @@ def save(path: epath.Path, arrays: Mapping[str, jax.Array]) -> None:
 
     Raises OSError if the disk is full, or has less than 1 MiB beside the arrays.
     """
+    begin(path, arrays)()
+
+
+def begin(path: epath.Path, arrays: Mapping[str, jax.Array]) -> Callable[[], None]:
+    """Begin a `save`; what it gives waits for the end, from any thread. On CPU the arrays must live as long.
+
+    Both raise as `save` does.
+    """
     full = None
     try:
         _require_room(path, arrays)
@@ -58,8 +66,13 @@ def save(path: epath.Path, arrays: Mapping[str, jax.Array]) -> None:
     # All of them stop before the save, or none: one that stops alone would leave the others waiting in it.
     if group().either(full is not None)[0]:
         raise full or OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
-    with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer = ocp.StandardCheckpointer()
+    try:
         checkpointer.save(path, _nested(arrays))
+    except BaseException:
+        checkpointer.close()
+        raise
+    return checkpointer.close  # which waits
 
 
 def load(path: epath.Path, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> dict[str, jax.Array]:

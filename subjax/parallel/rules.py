@@ -80,6 +80,10 @@ TRAIN = Rules(
 SAMPLE = Rules("sampling", tuple((axis, () if axis == "embed" else parts) for axis, parts in TRAIN.table))
 
 
+# A cohort's members lie on `replica`, and the rows of each on `fsdp` alone.
+COHORT = Rules("cohort", tuple((axis, ("fsdp",) if axis == "batch" else parts) for axis, parts in TRAIN.table))
+
+
 def shardings(
     rules: Rules, mesh: Mesh, declared: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]
 ) -> dict[str, NamedSharding]:

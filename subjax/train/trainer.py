@@ -5,36 +5,29 @@ of (state, i) alone, so a run that was stopped and resumed takes the same steps 
 model are dispatched several at a time, scanned over in one program: alone, a tenth of each would be the host's.
 """
 
-import contextlib
 import dataclasses
-import functools
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from subjax.data import packing
 from subjax.data.packing import Batch, Stream, together
-from subjax.errors import Preempted, SubjaxError
-from subjax.models import adapters, checkpoints
-from subjax.models.network import Adapter, Network, Params
-from subjax.models.packed import Packing
+from subjax.errors import Preempted
+from subjax.models import adapters
+from subjax.models.network import Network, Params
 from subjax.models.remat import Remat
-from subjax.parallel.mesh import put, replicated
 from subjax.parallel.processes import group
-from subjax.parallel.rules import TRAIN, shardings
+from subjax.parallel.rules import TRAIN, Rules
 from subjax.schema import Optimizer, Tuning
-from subjax.train.cross_entropy import Head, cross_entropy
+from subjax.train.ledger import Ledger
 from subjax.train.losses import Loss
-from subjax.train.optimizers import make_optimizer
+from subjax.train.resume import Saves, restore
+from subjax.train.step import Program, place, program
 
 # One dispatch holds steps of up to so many FLOPs, a fraction of a second on one core, and up to so many steps.
 DISPATCH_FLOPS, DISPATCH_STEPS = 2e10, 20
@@ -73,157 +66,6 @@ class Fitted:
     tokens: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """The compiled parts of a fit, shared by every run with the same static settings.
-
-    `take` takes as many steps as its batches hold: (tuned, state, frozen, batches as `place` gives them) to (tuned,
-    state, metrics, each of shape (steps,)). It donates tuned and state.
-    """
-
-    start: Callable[[Params], Any]
-    take: Callable[..., tuple[Params, Any, dict[str, jax.Array]]]
-    tuned_shardings: Mapping[str, Any]
-    state_shardings: Any
-    frozen_shardings: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Bound:
-    """The model in training, as losses see it; `rows` is the sharding of its residual stream."""
-
-    net: Network
-    params: Params
-    adapter: Adapter
-    rows: NamedSharding | None
-    remat: Remat
-
-    def __call__(self, tokens: jax.Array, valid: jax.Array, tail: int) -> jax.Array:
-        return self.net.forward(self.params, tokens, valid, tail=tail, adapter=self.adapter, rows=self.rows)
-
-    def next_token(
-        self, tokens: jax.Array, packing: Packing, at: jax.Array, targets: jax.Array, weights: jax.Array
-    ) -> jax.Array:
-        states = self.net.packed(
-            self.params, tokens, packing, at, adapter=self.adapter, rows=self.rows, remat=self.remat
-        )
-        config = self.net.config
-        head = Head(config.logit_cap, config.matmul_precision)
-        return cross_entropy(states, self.net.output_matrix(self.params), targets, weights, head)
-
-
-@functools.lru_cache(maxsize=64)
-def program(
-    net: Network,
-    tuning: Tuning,
-    optimizer: Optimizer,
-    steps: int,
-    parts: tuple[tuple[str, float, Loss], ...],
-    mesh: Mesh,
-    remat: Remat = "none",
-) -> Program:
-    """Build (once) the jitted steps for static settings; `parts` are (name, weight, loss) of the objective."""
-    rule = make_optimizer(optimizer, steps, adapters.matrix_axes(net, tuning))
-    tuned_declared = adapters.tuned_axes(net, tuning)
-    tuned_sh = shardings(TRAIN, mesh, tuned_declared)
-    frozen_sh = shardings(
-        TRAIN, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items() if n not in tuned_declared}
-    )
-    abstract = {n: jax.ShapeDtypeStruct(shape, jnp.float32) for n, (shape, _) in tuned_declared.items()}
-    state_sh = _state_shardings(jax.eval_shape(rule.init, abstract), abstract, tuned_sh, replicated(mesh))
-
-    # One device has nothing to split, and a constraint there would only stand in the way of fusion.
-    split = NamedSharding(mesh, TRAIN.spec(("batch", "length", "length"))) if mesh.size > 1 else None
-    whole = NamedSharding(mesh, TRAIN.spec(("question", "length", "length"))) if mesh.size > 1 else None
-
-    def objective(tuned: Params, frozen: Params, batches: Mapping[str, Batch]):
-        """Weighted sum, and each value, of the losses that there is a batch for."""
-        params, adapter = adapters.join(tuning, tuned, frozen)
-        losses = {}
-        for name, _, loss in parts:
-            if name in batches:
-                rows = split if "batch" in loss.axes else whole
-                losses[name] = loss(_Bound(net, params, adapter, rows, remat), batches[name])
-        total = sum((weight * losses[name] for name, weight, _ in parts if name in losses), jnp.zeros(()))
-        return total, losses
-
-    descent = jax.value_and_grad(objective, has_aux=True)
-    in_turns = [name for name, _, loss in parts if loss.axes[0] == "turn"]
-
-    def gradient_of(tuned: Params, frozen: Params, batches: Mapping[str, Batch]):
-        """Losses and gradient of a step; what comes in turns is added up in float32, one turn after another."""
-        turns = {name: batches[name] for name in in_turns}
-        rest = {name: batch for name, batch in batches.items() if name not in turns}
-        if not turns or len(jax.tree.leaves(turns)[0]) == 1:
-            return descent(tuned, frozen, rest | jax.tree.map(lambda a: a[0], turns))
-        nothing = jax.tree.map(jnp.zeros_like, tuned)
-        (total, losses), gradient = descent(tuned, frozen, rest) if rest else ((jnp.zeros(()), {}), nothing)
-        losses = losses | dict.fromkeys(in_turns, jnp.zeros(()))
-
-        def add(so_far, turn: Mapping[str, Batch]):
-            (total, losses), gradient = so_far
-            (part, parts_of), by_turn = descent(tuned, frozen, turn)
-            losses = losses | {name: losses[name] + value for name, value in parts_of.items()}
-            return ((total + part, losses), jax.tree.map(jnp.add, gradient, by_turn)), None
-
-        return jax.lax.scan(add, ((total, losses), gradient), turns)[0]
-
-    def take(tuned: Params, state: Any, frozen: Params, batches: Mapping[str, Batch]):
-        def step(carry: tuple[Params, Any], batch: Mapping[str, Batch]):
-            tuned, state = carry
-            (total, losses), gradient = gradient_of(tuned, frozen, batch)
-            updates, state = rule.update(gradient, state, tuned)
-            metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(gradient)}
-            return (optax.apply_updates(tuned, updates), state), metrics
-
-        (tuned, state), metrics = jax.lax.scan(step, (tuned, state), batches)
-        return tuned, state, metrics
-
-    jitted = jax.jit(take, donate_argnums=(0, 1), out_shardings=(tuned_sh, state_sh, replicated(mesh)))
-    return Program(jax.jit(rule.init, out_shardings=state_sh), jitted, tuned_sh, state_sh, frozen_sh)
-
-
-def _state_shardings(
-    state: Any, abstract: Mapping[str, jax.ShapeDtypeStruct], tuned: Mapping[str, Any], whole: NamedSharding
-) -> Any:
-    """Moments are sharded as their parameters are; counters and the like stand whole on every device.
-
-    Told by the parameter's name in a leaf's path: optax's own map over moments does not know rules that look at names.
-    """
-
-    def pick(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
-        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey) and entry.key in tuned]
-        return tuned[names[-1]] if names and leaf.shape == abstract[names[-1]].shape else whole
-
-    return jax.tree_util.tree_map_with_path(pick, state)
-
-
-def place(
-    block: Sequence[Mapping[str, Batch]], axes: Mapping[str, tuple[str, ...]], mesh: Mesh
-) -> dict[str, dict[str, jax.Array]]:
-    """Put the host batches of successive steps on the mesh in one transfer.
-
-    Args:
-        block: for each step the batch of each term. axes: each term's logical axes of a batch's first dimensions.
-
-    Returns:
-        For each term its arrays, (steps, *a batch's shape).
-    """
-    stacked = {t: {name: np.stack([step[t][name] for step in block]) for name in b} for t, b in block[0].items()}
-    layout = {
-        term: {name: _layout(mesh, axes[term], value.shape, name) for name, value in batch.items()}
-        for term, batch in stacked.items()
-    }
-    if group().count > 1:  # every process has the whole batch, and puts its own devices' part of it
-        return jax.tree.map(put, stacked, layout)
-    return jax.device_put(stacked, layout)
-
-
-@functools.lru_cache(maxsize=256)
-def _layout(mesh: Mesh, axes: tuple[str, ...], shape: tuple[int, ...], name: str) -> NamedSharding:
-    return TRAIN.sharding(mesh, shape, ("step", *axes, *("length",) * (len(shape) - 1 - len(axes))), name)
-
-
 def _blocks(terms: Sequence[Term], parameters: int, first: int, steps: int) -> Iterator[list[dict[str, Batch]]]:
     """The batches of the steps from `first` on, in the blocks that are dispatched whole.
 
@@ -237,6 +79,62 @@ def _blocks(terms: Sequence[Term], parameters: int, first: int, steps: int) -> I
         known = ahead if start == first else {}
         block = {t.name: together(t.stream, range(start, start + size), known.get(t.name)) for t in terms}
         yield [{name: batches[i] for name, batches in block.items()} for i in range(size)]
+
+
+def descend(
+    compiled: Program,
+    start: tuple[Params, Any],
+    frozen: Params,
+    *,
+    terms: Sequence[Term],
+    steps: int,
+    parameters: int,
+    run: Run,
+    ledger: Ledger,
+    rules: Rules = TRAIN,
+    rates: jax.Array | None = None,
+) -> Params:
+    """Take the steps that are left, from `start` or from a checkpoint under `run.partial`, and give the tuned arrays.
+
+    Args:
+        compiled: the program; `start`: tuned arrays and optimizer state; `frozen`: what stays.
+        parameters: of the network, for how many steps are dispatched at once.
+        ledger: takes the readings of steps. rules: place the batches. rates: a cohort's learning rates.
+
+    Raises:
+        As `fit`.
+    """
+    (tuned, state), first = start, 0
+    saves = Saves(run.partial) if run.partial is not None else None
+    if run.partial is not None and (saved := restore(run.partial, compiled, tuned, state)):
+        tuned, state, record = saved
+        first = record["step"]
+        ledger.load(record)
+    axes = {t.name: t.loss.axes for t in terms}
+    last_save, done = time.monotonic(), first
+    for block in _blocks(terms, parameters, first, steps):
+        placed = place(block, axes, run.mesh, rules)
+        tuned, state, metrics = compiled.take(tuned, state, frozen, placed, *(() if rates is None else (rates,)))
+        # The last block's numbers are read only after this one is under way, so the device never waits for the host.
+        ledger.settle()
+        ledger.expect(done, metrics, sum(packing.tokens_of(b) for batches in block for b in batches.values()))
+        done += len(block)
+        run.progress(done, steps, "step")
+        stop = run.should_stop()
+        # Clocks differ between processes, and a save is made by all of them together.
+        (due,) = group().either(time.monotonic() - last_save >= run.checkpoint_s)
+        if saves is not None and (stop or due) and done < steps:
+            ledger.settle()
+            saves.save(done, tuned, state, ledger.record())
+            last_save = time.monotonic()
+        if stop and done < steps:
+            if saves is not None:
+                saves.wait()
+            raise Preempted(f"stopped at step {done} of {steps}; the same command goes on from there")
+    ledger.settle()
+    if saves is not None:
+        saves.wait()
+    return tuned
 
 
 def fit(
@@ -266,37 +164,12 @@ def fit(
     compiled = program(net, tuning, optimizer, steps, parts, run.mesh, run.remat)
     frozen = jax.device_put(adapters.frozen_part(net, tuning, base), dict(compiled.frozen_shardings))
     tuned = _begun(net, tuning, base, key, compiled)
-    state = compiled.start(tuned)
-    axes = {t.name: t.loss.axes for t in terms}
-    first, curve, tokens = 0, [], 0
-    if run.partial is not None and (saved := _restore(run.partial, compiled, tuned, state)):
-        first, tuned, state, curve, tokens = saved
-    pending: tuple[int, dict[str, jax.Array]] | None = None
-    last_save = time.monotonic()
-
-    done = first
-    for block in _blocks(terms, net.parameters, first, steps):
-        tokens += sum(packing.tokens_of(b) for batches in block for b in batches.values())
-        tuned, state, metrics = compiled.take(tuned, state, frozen, place(block, axes, run.mesh))
-        # The last block's numbers are read only after this one is under way, so the device never waits for the host.
-        if pending is not None:
-            _settle(*pending, steps, curve)
-        pending = (done, metrics)
-        done += len(block)
-        run.progress(done, steps, "step")
-        stop = run.should_stop()
-        # Clocks differ between processes, and a save is made by all of them together.
-        (due,) = group().either(time.monotonic() - last_save >= run.checkpoint_s)
-        if run.partial is not None and (stop or due) and done < steps:
-            _settle(*pending, steps, curve)
-            pending = None
-            _save(run.partial, done, tuned, state, curve, tokens)
-            last_save = time.monotonic()
-        if stop and done < steps:
-            raise Preempted(f"stopped at step {done} of {steps}; the same command goes on from there")
-    if pending is not None:
-        _settle(*pending, steps, curve)
-    return Fitted(tuned, curve, tokens)
+    ledger = Ledger(steps)
+    tuned = descend(
+        compiled, (tuned, compiled.start(tuned)), frozen, terms=terms, steps=steps, parameters=net.parameters, run=run,
+        ledger=ledger,
+    )  # fmt: skip
+    return Fitted(tuned, ledger.curves[0], ledger.tokens)
 
 
 def _begun(net: Network, tuning: Tuning, base: Mapping[str, jax.Array], key: jax.Array, compiled: Program) -> Params:
@@ -310,63 +183,3 @@ def _begun(net: Network, tuning: Tuning, base: Mapping[str, jax.Array], key: jax
         out_shardings=dict(compiled.tuned_shardings),
     )
     return begin(needed, key)
-
-
-def _settle(first: int, metrics: Mapping[str, jax.Array], steps: int, curve: list[dict[str, float]]) -> None:
-    """Read a block's metrics, add them to the curve (about a hundred points), and refuse what is not a number."""
-    columns = jax.device_get(metrics)
-    for index, row in enumerate(zip(*columns.values(), strict=True), start=first):
-        values = {name: float(value) for name, value in zip(columns, row, strict=True)}
-        # The gradient too: where it alone is not a number, the next loss would be, and the last step has no next one.
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(values[name]):
-                what = f"{name.replace('_', ' ')} is {values[name]} at step {index} of {steps}"
-                raise SubjaxError(f"{what}; try a lower learning rate or clip")
-        if index % max(1, steps // 100) == 0 or index == steps - 1:
-            curve.append({"step": index, **values})
-
-
-def _leaves(tuned: Params, state: Any) -> dict[str, jax.Array]:
-    return {f"tuned/{n}": v for n, v in tuned.items()} | {f"state/{i}": v for i, v in enumerate(jax.tree.leaves(state))}
-
-
-def _save(folder: epath.Path, step: int, tuned: Params, state: Any, curve: list, tokens: int) -> None:
-    """Save the whole state after `step` steps, then drop older ones: there is always one whole checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{step:08d}"
-    if target.exists() and group().first:
-        target.rmtree()
-    group().barrier("room for a checkpoint")
-    checkpoints.save(target / "arrays", _leaves(tuned, state))
-    if not group().first:
-        return
-    (target / "progress.json").write_text(json.dumps({"step": step, "curve": curve, "tokens": tokens}))
-    for old in folder.glob("step-*"):
-        if old.name < target.name:
-            old.rmtree()
-
-
-def _restore(folder: epath.Path, compiled: Program, tuned: Params, state: Any) -> tuple | None:
-    """The newest whole checkpoint under `folder`, onto the run's own shardings; None where there is none."""
-    wanted = {f"tuned/{n}": s for n, s in compiled.tuned_shardings.items()}
-    wanted |= {f"state/{i}": s for i, s in enumerate(jax.tree.leaves(compiled.state_shardings))}
-    found = sorted((path.name for path in folder.glob("step-*")) if folder.exists() else [], reverse=True)
-    for name in group().share("checkpoints", found):
-        path = folder / name
-        # A checkpoint cut off by a crash is passed over: an older one, or the start, gives the same result.
-        with contextlib.suppress(SubjaxError, OSError, ValueError, KeyError):
-            progress = _progress(path)
-            arrays = checkpoints.load(path / "arrays", wanted)
-            restored = {n: arrays[f"tuned/{n}"] for n in tuned}
-            leaves = [arrays[f"state/{i}"] for i in range(len(jax.tree.leaves(state)))]
-            rebuilt = jax.tree.unflatten(jax.tree.structure(state), leaves)
-            return progress["step"], restored, rebuilt, progress["curve"], progress["tokens"]
-    return None
-
-
-def _progress(checkpoint: epath.Path) -> dict[str, Any]:
-    """What stands beside a checkpoint's arrays, last: without it they are not whole. Read by process 0 for all."""
-    text = None
-    with contextlib.suppress(OSError):
-        text = (checkpoint / "progress.json").read_text() if group().first else None
-    return json.loads(group().share("progress of a checkpoint", text) or "")
