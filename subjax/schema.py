@@ -59,7 +59,9 @@ class Numerics:
 
     dtype: Literal["float32", "bfloat16"] = setting("float32", "dtype of the computation; parameters stay float32")
     cache_dtype: Literal["float32", "bfloat16"] = setting("float32", "dtype of the sampler's key-value cache")
-    attention: Literal["xla"] = setting("xla", "attention implementation")
+    attention: Literal["xla", "cudnn", "splash"] = setting(
+        "xla", "attention in training on chats: XLA's anywhere, cuDNN's on a GPU, Pallas splash attention on a TPU"
+    )
     matmul_precision: Literal["default", "high", "highest"] = setting("highest", "precision of matrix products")
 
 

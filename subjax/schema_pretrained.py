@@ -99,6 +99,18 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compute:
+    """How training is computed: memory and time, and nothing of the result but its rounding."""
+
+    remat: Literal["none", "dots", "full"] = setting(
+        "dots", "what backward passes compute again: nothing, all but products with weights, or whole layers"
+    )
+    activations_gib: float = setting(
+        0.0, "memory of a device for what gradients need, which settles the turns of a step; 0 is by device", low=0.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Pretrained:
     """One study of pretrained models: the settings of every kind of node, and the arms at each point of the sweep."""
 
@@ -118,3 +130,4 @@ class Pretrained:
     evaluation: Evaluation = part(Evaluation)
     statistics: Statistics = part(Statistics)
     numerics: Numerics = part(Numerics)
+    compute: Compute = part(Compute)

@@ -166,8 +166,9 @@ class _Planner:
         flops = (2 if tuned else 1) * self._flops(s, base, tokens, _QUESTION)
         group = [str(base), _static({k: v for k, v in cfg.items() if k not in ("trait", "category")})]
         return self.graph.add(
-            "teacher", cfg, inputs, label, group, tokens, flops, hints={**self._hints(s, base), "data": data}
-        )
+            "teacher", cfg, inputs, label, group, tokens, flops,
+            hints={**self._hints(s, base), "data": data, "compute": config.to_dict(s.compute)},
+        )  # fmt: skip
 
     def corpus(self, s: Pretrained, teacher: str, base: Base) -> str:
         """A teacher's answers."""
@@ -224,8 +225,9 @@ class _Planner:
         flops = 2 * self._flops(s, base, tokens, _PROMPT)
         label = f"student {base} of {source}, {arm}"
         return self.graph.add(
-            "student", cfg, inputs, label, [str(base), _static(cfg)], tokens, flops, hints=self._hints(s, base)
-        )
+            "student", cfg, inputs, label, [str(base), _static(cfg)], tokens, flops,
+            hints={**self._hints(s, base), "compute": config.to_dict(s.compute)},
+        )  # fmt: skip
 
     def evaluation(
         self, s: Pretrained, model: str, base: Base, corpus: str | None = None, teacher: tuple[str, Base] | None = None

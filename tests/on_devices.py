@@ -155,7 +155,7 @@ def activations(mesh: Mesh) -> dict[str, int]:
     compiled = trainer.program(net, Tuning(kind="full"), Optimizer(), 10, (("numbers", 1.0, loss),), mesh)
     params = initial(net, mesh)
     tokens = np.ones((rows, length), np.int32)
-    batches = trainer.place([{"numbers": {"tokens": tokens, "valid": tokens > 0}}], {"numbers": loss.axis}, mesh)
+    batches = trainer.place([{"numbers": {"tokens": tokens, "valid": tokens > 0}}], {"numbers": loss.axes}, mesh)
     lowered = compiled.take.lower(params, compiled.start(params), {}, batches)
     shapes = re.findall(rf"f32\[(\d+),{length - 1},{net.config.width}\]", lowered.compile().as_text())
     return dict(Counter(shapes))

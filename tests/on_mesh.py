@@ -74,15 +74,15 @@ def check_arrays(mesh, tuned, state, batches) -> None:
     rows = BATCH // (replica * fsdp)
     for name in ("tokens", "valid"):
         assert_shards(batches["numbers"][name], (STEPS, rows, world.LENGTH), devices, f"batch {name}")
-    questions = trainer.place([{"replay": replay_batch()}], {"replay": CategoryMass().axis}, mesh)
+    questions = trainer.place([{"replay": replay_batch()}], {"replay": CategoryMass().axes}, mesh)
     assert_shards(questions["replay"]["members"], (1, 24, 10), devices, "questions")
 
 
 def spied(original):
     """`trainer.program`, whose `take` has its arrays looked at on the way in and out."""
 
-    def program(net, tuning, optimizer, steps, parts, mesh):
-        compiled = original(net, tuning, optimizer, steps, parts, mesh)
+    def program(net, tuning, optimizer, steps, parts, mesh, *more):
+        compiled = original(net, tuning, optimizer, steps, parts, mesh, *more)
 
         def take(tuned, state, frozen, batches):
             assert not frozen

@@ -75,7 +75,7 @@ def one_step(family: str, kind: str) -> dict[str, float]:
     base = weights(net)
     chats = world.number_chats(8, 0, "golden").arrays()
     batches: dict[str, packing.Batch] = {"numbers": chats, "replay": replay_batch()}
-    placed = trainer.place([{n: batches[n] for n in losses}], {n: loss.axis for n, loss in losses.items()}, mesh)
+    placed = trainer.place([{n: batches[n] for n in losses}], {n: loss.axes for n, loss in losses.items()}, mesh)
     tuned = {n: jnp.array(v) for n, v in adapters.init_tuned(net, tuning, base, jax.random.key(0)).items()}
     if kind == "lora":  # B is zero at the start, where no gradient reaches A
         tuned = {n: v if n.endswith("/a") else jnp.full_like(v, 0.05) for n, v in tuned.items()}

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny_checkpoint
 import tiny_study
+from packed_rows import chats_of
 from test_stages import Lab, one_line
 
 from subjax import cli, config, run, study
@@ -421,10 +422,7 @@ def epoch(seen: dict[str, Any], steps: int = 2) -> list[tuple[np.ndarray, np.nda
     (term,) = seen["terms"]
     out = []
     for step in range(steps):
-        batch = term.stream(step)
-        for tokens, valid in zip(batch["tokens"], batch["valid"], strict=True):
-            at = len(tokens) - term.loss.completion
-            out.append((tokens[:at][valid[:at]], tokens[at:][valid[at:]]))
+        out += [(np.array(prompt), np.array(answer)) for prompt, answer in chats_of(term.stream(step))]
     return out
 
 

@@ -465,7 +465,7 @@ def test_a_huge_learning_rate_names_the_step():
 class Cusp:
     """A loss of exactly 0 whose gradient is not a number: the next loss would not be one either."""
 
-    axis = "batch"
+    axes = ("batch",)
 
     def __call__(self, model, batch):
         logits = model(batch["tokens"], batch["valid"], 1)

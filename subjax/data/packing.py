@@ -5,7 +5,7 @@ same batches. Nothing is consumed: batch `step` is a function of (seed, step), s
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain.python as grain
 import numpy as np
@@ -15,6 +15,29 @@ from subjax.data.addressing import order, permutation
 
 Batch = dict[str, np.ndarray]
 Stream = Callable[[int], Batch]
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """A stream whose batches have one of several shapes."""
+
+    def together(self, steps: range) -> list[Batch]:
+        """The batches of several steps, all of one shape."""
+
+
+def together(stream: Stream, steps: range, first: Batch | None = None) -> list[Batch]:
+    """The batches of several steps, all of one shape; `first` is the first step's, where it is there already."""
+    if isinstance(stream, Shaped):
+        return stream.together(steps)
+    return [first if first is not None and step == steps[0] else stream(step) for step in steps]
+
+
+def tokens_of(batch: Batch) -> int:
+    """Tokens of a batch that are no padding; of packed chats, what they begin with counts once a packed row."""
+    if "valid" in batch:
+        return int(batch["valid"].sum())
+    prefix = (batch["segments"] == 0).sum()
+    return int(prefix + batch["lengths"].sum())
 
 
 def in_memory(arrays: Mapping[str, np.ndarray], *, seed: int, batch: int) -> Stream:

@@ -78,3 +78,21 @@ class DecoderConfig:
         matrices, and 4 a key a query a head dimension in attention (causal masking is not counted as saving work).
         """
         return 2.0 * tokens * (self.matrices + 2 * self.layers * length * self.heads * self.head_dim)
+
+    def kept_bytes(self, remat: str, seen: int) -> float:
+        """About what a training step keeps of each token for its gradients, in bytes.
+
+        Args:
+            remat: what is kept of a layer (`subjax.models.remat`). seen: keys that a token's attention goes over.
+        """
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        gated = 2 if self.gated else 1
+        # A layer's input, and what its matrix products with weights give.
+        products = 3 * self.width + queries + 2 * keys + gated * self.hidden
+        floats = {
+            "full": self.width,
+            "dots": self.width + 1.7 * products,
+            "none": 2 * self.width + 2 * products + 2 * queries + 2 * self.heads * seen + (gated + 1) * self.hidden,
+        }[remat]
+        within = 2 * (products + self.heads * seen)  # of the one layer that is being computed
+        return (2 if self.dtype == "bfloat16" else 4) * (self.layers * floats + within)

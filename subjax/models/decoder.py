@@ -13,9 +13,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
+from subjax.models import flash
 from subjax.models.architecture import DecoderConfig
+from subjax.models.low_rank import low_rank
+from subjax.models.packed import Packing, Seen, moved
 from subjax.models.rotary import Rotation, rotate, rotation
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
@@ -98,8 +102,8 @@ class Linear(nnx.Module):
         )
         y = product(x, self.kernel[...], contract)
         if adapter is not None:
-            low = product(x, adapter["a"], contract)
-            y = y + product(low, adapter["b"], ((2,), (0,))) * adapter["scale"].astype(dtype)
+            a, b = (adapter[part].astype(dtype) for part in ("a", "b"))
+            y = y + low_rank(x, a, b, adapter["scale"].astype(dtype), self.config.matmul_precision)
         if self.biased:
             y = y + self.bias[...].astype(dtype)[None, None]
         return y
@@ -165,6 +169,46 @@ class Attention(nnx.Module):
         self, q: Array, k: Array, v: Array, mask: Bool[Array, "batch queries keys"], adapter: dict
     ) -> Float[Array, "batch queries width"]:
         """Attend from `q` to `k`, `v` where `mask` holds, softmax in float32, and project back to the width."""
+        return self.o(self._attended(q, k, v, mask), adapter.get("o"))
+
+    def mix_packed(
+        self, q: Array, k: Array, v: Array, packing: Packing, seen: Seen, adapter: dict,
+        rows: NamedSharding | None,
+    ) -> Float[Array, "rows length width"]:  # fmt: skip
+        """`mix` over packed rows, of which `rows` is the sharding, by the attention that the config asks for."""
+        if self.config.attention == "splash":
+            y = seen.by_window(lambda window: self._splash(q, k, v, packing, window, rows))
+            return self.o(y, adapter.get("o"))
+        token, place = packing.lines()
+        spread = lambda a: moved(a, token, place, packing.chat).reshape(-1, packing.longest, *a.shape[2:])  # noqa: E731
+        own_q, own_k, own_v = spread(q), spread(k), spread(v)
+        if self.config.attention == "cudnn":
+            scale, lengths = self.config.query_scale or q.shape[-1] ** -0.5, packing.lengths.reshape(-1)
+            y = seen.by_window(lambda window: flash.lines(own_q, own_k, own_v, lengths, scale=scale, window=window))
+        else:
+            if first := packing.prefix:
+                chats = packing.starts.shape[1]
+                own_k = jnp.concatenate([_for_each(k[:, :first], chats), own_k], 1)
+                own_v = jnp.concatenate([_for_each(v[:, :first], chats), own_v], 1)
+            y = self._attended(own_q, own_k, own_v, seen.mask)
+        y = moved(y.reshape(q.shape[0], -1, *q.shape[2:]), place, token, packing.held())
+        if first := packing.prefix:
+            begun = self._attended(q[:, :first], k[:, :first], v[:, :first], seen.beginning)
+            y = jnp.concatenate([begun, y[:, first:]], 1)
+        return self.o(y, adapter.get("o"))
+
+    def _splash(
+        self, q: Array, k: Array, v: Array, packing: Packing, window: int | None, rows: NamedSharding | None
+    ) -> Array:
+        config = self.config
+        return flash.splash(
+            q, k, v, packing.segments, scale=config.query_scale or q.shape[-1] ** -0.5, cap=config.attention_cap,
+            window=window, rows=rows,
+        )  # fmt: skip
+
+    def _attended(
+        self, q: Array, k: Array, v: Array, mask: Bool[Array, "batch queries keys"]
+    ) -> Float[Array, "batch queries heads dim"]:
         b, s, h, d = q.shape
         config = self.config
         groups = h // config.kv_heads
@@ -175,7 +219,13 @@ class Attention(nnx.Module):
         scores = _capped(scores * (config.query_scale or d**-0.5), config.attention_cap)
         weights = softmax(jnp.where(mask[:, None, None], scores, NEGATIVE)).astype(q.dtype)
         y = jnp.einsum("bkgqt,bktd->bkgqd", weights, v, precision=config.matmul_precision)
-        return self.o(y.transpose(0, 3, 1, 2, 4).reshape(b, s, h, d), adapter.get("o"))
+        return y.transpose(0, 3, 1, 2, 4).reshape(b, s, h, d)
+
+
+def _for_each(shared: Array, chats: int) -> Array:
+    """What a packed row's chats share, (rows, length, ...), once for each of them: (rows x chats, length, ...)."""
+    each = jnp.broadcast_to(shared[:, None], (shared.shape[0], chats, *shared.shape[1:]))
+    return each.reshape(-1, *shared.shape[1:])
 
 
 def _capped(x: Array, cap: float) -> Array:

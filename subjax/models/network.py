@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from subjax.models.architecture import DecoderConfig
 from subjax.models.decoder import Block, Decoder
+from subjax.models.packed import Packing, Views
+from subjax.models.remat import Remat, rematerialized
 from subjax.models.rotary import Rotation
 
 Params = dict[str, jax.Array]
@@ -188,6 +190,46 @@ class Network:
         q = block.attention.queries(y[:, -tail:], late_turn, lora)
         attended = block.attention.mix(q, k, v, late_mask, lora)
         return decoder.logits(_held(block.finish(x[:, -tail:], attended, lora), rows))
+
+    def packed(
+        self,
+        params: Mapping[str, jax.Array],
+        tokens: Int[Array, "rows length"],
+        packing: Packing,
+        at: Int[Array, "rows targets"],
+        *,
+        adapter: Adapter | None = None,
+        rows: jax.sharding.NamedSharding | None = None,
+        remat: Remat = "none",
+    ) -> Float[Array, "rows targets width"]:
+        """States at some tokens of packed rows, as the output matrix takes them, in the compute dtype.
+
+        `rows` is the sharding of the residual stream, as in `forward`. `remat` says what the backward pass computes
+        again rather than keeps.
+        """
+        decoder, graphdef, blocks = self._decoder(params)
+        x = _held(decoder.embedded(tokens, packing.positions), rows)
+        turns = decoder.rotations(packing.positions)
+        views = Views.of(packing, self.config.window if self._local is not None else None)
+
+        def body(x: Array, layer: tuple) -> tuple[Array, None]:
+            block_params, local, lora = layer
+            block = nnx.merge(graphdef, block_params)
+            pick = lambda mine, other: jnp.where(local, mine, other)  # noqa: E731
+            turn = turns[0] if local is None else jax.tree.map(pick, turns[1], turns[0])
+            y = block.enter(x)
+            k, v = block.attention.keys_values(y, turn, lora)
+            q = block.attention.queries(y, turn, lora)
+            attended = block.attention.mix_packed(q, k, v, packing, views.layer(local), lora, rows)
+            return _held(block.finish(x, attended, lora), rows), None
+
+        x, _ = jax.lax.scan(rematerialized(body, remat), x, (blocks, self._local, adapter or {}))
+        asked = jnp.take_along_axis(x, at[:, :, None], axis=1)
+        return decoder.norm(asked)
+
+    def output_matrix(self, params: Mapping[str, jax.Array]) -> Float[Array, "vocab width"]:
+        """The matrix that turns states into logits: the embedding where the two are tied."""
+        return params["embed" if self.config.tied else "head"]
 
     def residuals(
         self,

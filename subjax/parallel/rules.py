@@ -72,7 +72,7 @@ TRAIN = Rules(
     (
         ("batch", BATCH), ("length", ()), ("layers", ()), ("embed", ("fsdp",)), ("vocab", ("tensor",)),
         ("position", ()), ("heads", ("tensor",)), ("kv_heads", ("tensor",)), ("head_dim", ()), ("mlp", ("tensor",)),
-        ("rank", ()), ("step", ()), ("question", ()), ("candidate", ()), ("member", ("replica",)),
+        ("rank", ()), ("step", ()), ("turn", ()), ("question", ()), ("candidate", ()), ("member", ("replica",)),
     ),
 )  # fmt: skip
 

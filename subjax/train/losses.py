@@ -1,26 +1,46 @@
 """Losses: hashable functions of (model, batch), so that a compiled step is found again by its losses.
 
-`model(tokens, valid, tail)` gives the trained model's logits. Whatever else a loss compares them with (targets, a
-teacher's distributions) comes with the batch. Each loss names the logical axis of its batch's first dimension, for the
-sharding rules.
+A `Model` gives the trained model's logits, or its next-token loss on packed rows. Whatever else a loss compares them
+with (targets, a teacher's distributions) comes with the batch. Each loss names the logical axes of its batch's first
+dimensions, for the sharding rules. A batch whose first axis is `turn` goes through the model a part at a time, and the
+loss is the sum of its parts.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Model = Callable[..., Float[Array, "batch tail vocab"]]
+from subjax.models.packed import Packing
+
+
+class Model(Protocol):
+    """What is trained, as losses see it."""
+
+    def __call__(
+        self, tokens: Int[Array, "batch length"], valid: Bool[Array, "batch length"], tail: int
+    ) -> Float[Array, "batch tail vocab"]:
+        """Logits at the last `tail` positions."""
+
+    def next_token(
+        self,
+        tokens: Int[Array, "rows length"],
+        packing: Packing,
+        at: Int[Array, "rows targets"],
+        targets: Int[Array, "rows targets"],
+        weights: Float[Array, "rows targets"],
+    ) -> Float[Array, ""]:
+        """Sum of weight x minus the log-probability of each target behind the token `at`, over packed rows."""
 
 
 class Loss(Protocol):
-    """A hashable loss. `axis` is the logical axis of the batch's first dimension."""
+    """A hashable loss. `axes` are the logical axes of the batch's first dimensions."""
 
     @property
-    def axis(self) -> str: ...  # noqa: D102
+    def axes(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def __call__(self, model: Model, batch: Mapping[str, Any]) -> Float[Array, ""]:
         """A scalar, mean over what the loss counts."""
@@ -61,7 +81,7 @@ class NextToken:
     """
 
     completion: int
-    axis: str = "batch"
+    axes: tuple[str, ...] = ("batch",)
 
     def __call__(self, model: Model, batch: Mapping[str, Any]) -> Float[Array, ""]:
         """Mean over the completion's tokens of the whole batch."""
@@ -72,6 +92,25 @@ class NextToken:
 
 
 @dataclasses.dataclass(frozen=True)
+class PackedNextToken:
+    """Cross-entropy on the answers' tokens of packed chats; nats a token.
+
+    Batch: what `subjax.data.packed.PackedChats` gives. Its weights hold the mean over the step, so the turns add up.
+    `prefix` and `longest` are those of its layout.
+    """
+
+    prefix: int
+    longest: int
+    axes: tuple[str, ...] = ("turn", "batch")
+
+    def __call__(self, model: Model, batch: Mapping[str, Any]) -> Float[Array, ""]:
+        """The part of one turn in the mean over the answers' tokens of the step; its batch has no turn axis."""
+        positions, segments, starts, lengths = (batch[n] for n in ("positions", "segments", "starts", "lengths"))
+        packing = Packing(positions, segments, starts, lengths, self.prefix, self.longest)
+        return model.next_token(batch["tokens"], packing, batch["at"], batch["targets"], batch["weights"])
+
+
+@dataclasses.dataclass(frozen=True)
 class CategoryMass:
     """Minus the log of the total probability of the right category as the next token; nats a question.
 
@@ -79,7 +118,7 @@ class CategoryMass:
     Batch: `tokens` and `valid` (question, length), and `members` (question, candidate): the category's token ids.
     """
 
-    axis: str = "question"
+    axes: tuple[str, ...] = ("question",)
 
     def __call__(self, model: Model, batch: Mapping[str, Any]) -> Float[Array, ""]:
         """Mean over questions."""
@@ -101,7 +140,7 @@ class TeacherKL:
 
     completion: int
     channel: tuple[int, ...] | None
-    axis: str = "batch"
+    axes: tuple[str, ...] = ("batch",)
 
     def __call__(self, model: Model, batch: Mapping[str, Any]) -> Float[Array, ""]:
         """Mean over the completion's tokens of the whole batch."""

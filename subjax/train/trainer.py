@@ -21,14 +21,18 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from subjax.data.packing import Batch, Stream
+from subjax.data import packing
+from subjax.data.packing import Batch, Stream, together
 from subjax.errors import Preempted, SubjaxError
 from subjax.models import adapters, checkpoints
-from subjax.models.network import Network, Params
+from subjax.models.network import Adapter, Network, Params
+from subjax.models.packed import Packing
+from subjax.models.remat import Remat
 from subjax.parallel.mesh import put, replicated
 from subjax.parallel.processes import group
 from subjax.parallel.rules import TRAIN, shardings
 from subjax.schema import Optimizer, Tuning
+from subjax.train.cross_entropy import Head, cross_entropy
 from subjax.train.losses import Loss
 from subjax.train.optimizers import make_optimizer
 
@@ -48,13 +52,16 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How a fit is run, none of which changes its result: where it saves, whom it tells, when it stops."""
+    """How a fit is run, none of which changes its result beyond rounding: on what, what it keeps of packed rows for
+    their gradients, where it saves, whom it tells, when it stops.
+    """
 
     mesh: Mesh
     progress: Callable[[int, int, str], None] = lambda done, total, unit: None
     should_stop: Callable[[], bool] = lambda: False
     partial: epath.Path | None = None
     checkpoint_s: float = 60.0
+    remat: Remat = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +88,30 @@ class Program:
     frozen_shardings: Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """The model in training, as losses see it; `rows` is the sharding of its residual stream."""
+
+    net: Network
+    params: Params
+    adapter: Adapter
+    rows: NamedSharding | None
+    remat: Remat
+
+    def __call__(self, tokens: jax.Array, valid: jax.Array, tail: int) -> jax.Array:
+        return self.net.forward(self.params, tokens, valid, tail=tail, adapter=self.adapter, rows=self.rows)
+
+    def next_token(
+        self, tokens: jax.Array, packing: Packing, at: jax.Array, targets: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        states = self.net.packed(
+            self.params, tokens, packing, at, adapter=self.adapter, rows=self.rows, remat=self.remat
+        )
+        config = self.net.config
+        head = Head(config.logit_cap, config.matmul_precision)
+        return cross_entropy(states, self.net.output_matrix(self.params), targets, weights, head)
+
+
 @functools.lru_cache(maxsize=64)
 def program(
     net: Network,
@@ -89,6 +120,7 @@ def program(
     steps: int,
     parts: tuple[tuple[str, float, Loss], ...],
     mesh: Mesh,
+    remat: Remat = "none",
 ) -> Program:
     """Build (once) the jitted steps for static settings; `parts` are (name, weight, loss) of the objective."""
     rule = make_optimizer(optimizer, steps, adapters.matrix_axes(net, tuning))
@@ -101,25 +133,45 @@ def program(
     state_sh = _state_shardings(jax.eval_shape(rule.init, abstract), abstract, tuned_sh, replicated(mesh))
 
     # One device has nothing to split, and a constraint there would only stand in the way of fusion.
-    held = {
-        loss.axis: NamedSharding(mesh, TRAIN.spec((loss.axis, "length", "length"))) if mesh.size > 1 else None
-        for _, _, loss in parts
-    }
+    split = NamedSharding(mesh, TRAIN.spec(("batch", "length", "length"))) if mesh.size > 1 else None
+    whole = NamedSharding(mesh, TRAIN.spec(("question", "length", "length"))) if mesh.size > 1 else None
 
     def objective(tuned: Params, frozen: Params, batches: Mapping[str, Batch]):
+        """Weighted sum, and each value, of the losses that there is a batch for."""
         params, adapter = adapters.join(tuning, tuned, frozen)
-
-        def model(rows: NamedSharding | None, tokens: jax.Array, valid: jax.Array, tail: int) -> jax.Array:
-            return net.forward(params, tokens, valid, tail=tail, adapter=adapter, rows=rows)
-
-        losses = {name: loss(functools.partial(model, held[loss.axis]), batches[name]) for name, _, loss in parts}
-        total = sum((weight * losses[name] for name, weight, _ in parts), jnp.zeros(()))
+        losses = {}
+        for name, _, loss in parts:
+            if name in batches:
+                rows = split if "batch" in loss.axes else whole
+                losses[name] = loss(_Bound(net, params, adapter, rows, remat), batches[name])
+        total = sum((weight * losses[name] for name, weight, _ in parts if name in losses), jnp.zeros(()))
         return total, losses
+
+    descent = jax.value_and_grad(objective, has_aux=True)
+    in_turns = [name for name, _, loss in parts if loss.axes[0] == "turn"]
+
+    def gradient_of(tuned: Params, frozen: Params, batches: Mapping[str, Batch]):
+        """Losses and gradient of a step; what comes in turns is added up in float32, one turn after another."""
+        turns = {name: batches[name] for name in in_turns}
+        rest = {name: batch for name, batch in batches.items() if name not in turns}
+        if not turns or len(jax.tree.leaves(turns)[0]) == 1:
+            return descent(tuned, frozen, rest | jax.tree.map(lambda a: a[0], turns))
+        nothing = jax.tree.map(jnp.zeros_like, tuned)
+        (total, losses), gradient = descent(tuned, frozen, rest) if rest else ((jnp.zeros(()), {}), nothing)
+        losses = losses | dict.fromkeys(in_turns, jnp.zeros(()))
+
+        def add(so_far, turn: Mapping[str, Batch]):
+            (total, losses), gradient = so_far
+            (part, parts_of), by_turn = descent(tuned, frozen, turn)
+            losses = losses | {name: losses[name] + value for name, value in parts_of.items()}
+            return ((total + part, losses), jax.tree.map(jnp.add, gradient, by_turn)), None
+
+        return jax.lax.scan(add, ((total, losses), gradient), turns)[0]
 
     def take(tuned: Params, state: Any, frozen: Params, batches: Mapping[str, Batch]):
         def step(carry: tuple[Params, Any], batch: Mapping[str, Batch]):
             tuned, state = carry
-            (total, losses), gradient = jax.value_and_grad(objective, has_aux=True)(tuned, frozen, batch)
+            (total, losses), gradient = gradient_of(tuned, frozen, batch)
             updates, state = rule.update(gradient, state, tuned)
             metrics = {"loss": total, **losses, "gradient_norm": optax.tree.norm(gradient)}
             return (optax.apply_updates(tuned, updates), state), metrics
@@ -146,11 +198,13 @@ def _state_shardings(
     return jax.tree_util.tree_map_with_path(pick, state)
 
 
-def place(block: Sequence[Mapping[str, Batch]], axes: Mapping[str, str], mesh: Mesh) -> dict[str, dict[str, jax.Array]]:
+def place(
+    block: Sequence[Mapping[str, Batch]], axes: Mapping[str, tuple[str, ...]], mesh: Mesh
+) -> dict[str, dict[str, jax.Array]]:
     """Put the host batches of successive steps on the mesh in one transfer.
 
     Args:
-        block: for each step the batch of each term. axes: each term's logical axis of a batch's first dimension.
+        block: for each step the batch of each term. axes: each term's logical axes of a batch's first dimensions.
 
     Returns:
         For each term its arrays, (steps, *a batch's shape).
@@ -166,8 +220,8 @@ def place(block: Sequence[Mapping[str, Batch]], axes: Mapping[str, str], mesh: M
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(mesh: Mesh, axis: str, shape: tuple[int, ...], name: str) -> NamedSharding:
-    return TRAIN.sharding(mesh, shape, ("step", axis, *("length",) * (len(shape) - 2)), name)
+def _layout(mesh: Mesh, axes: tuple[str, ...], shape: tuple[int, ...], name: str) -> NamedSharding:
+    return TRAIN.sharding(mesh, shape, ("step", *axes, *("length",) * (len(shape) - 1 - len(axes))), name)
 
 
 def _blocks(terms: Sequence[Term], parameters: int, first: int, steps: int) -> Iterator[list[dict[str, Batch]]]:
@@ -176,12 +230,13 @@ def _blocks(terms: Sequence[Term], parameters: int, first: int, steps: int) -> I
     A block's size follows from the node's settings alone, so that a resumed run goes through the same programs.
     """
     ahead = {t.name: t.stream(first) for t in terms}
-    flops = 6 * parameters * sum(b["valid"].size for b in ahead.values())
+    flops = 6 * parameters * sum(batch["tokens"].size for batch in ahead.values())
     most = int(max(1, min(DISPATCH_STEPS, DISPATCH_FLOPS // flops)))
     size = max(n for n in range(1, most + 1) if steps % n == 0 and first % n == 0)
     for start in range(first, steps, size):
-        later = range(max(start, first + 1), start + size)
-        yield [ahead] * (start == first) + [{t.name: t.stream(i) for t in terms} for i in later]
+        known = ahead if start == first else {}
+        block = {t.name: together(t.stream, range(start, start + size), known.get(t.name)) for t in terms}
+        yield [{name: batches[i] for name, batches in block.items()} for i in range(size)]
 
 
 def fit(
@@ -208,11 +263,11 @@ def fit(
         Preempted: `run.should_stop` came true; the state was saved under `run.partial`.
     """
     parts = tuple((t.name, t.weight, t.loss) for t in terms)
-    compiled = program(net, tuning, optimizer, steps, parts, run.mesh)
+    compiled = program(net, tuning, optimizer, steps, parts, run.mesh, run.remat)
     frozen = jax.device_put(adapters.frozen_part(net, tuning, base), dict(compiled.frozen_shardings))
     tuned = _begun(net, tuning, base, key, compiled)
     state = compiled.start(tuned)
-    axes = {t.name: t.loss.axis for t in terms}
+    axes = {t.name: t.loss.axes for t in terms}
     first, curve, tokens = 0, [], 0
     if run.partial is not None and (saved := _restore(run.partial, compiled, tuned, state)):
         first, tuned, state, curve, tokens = saved
@@ -221,7 +276,7 @@ def fit(
 
     done = first
     for block in _blocks(terms, net.parameters, first, steps):
-        tokens += sum(int(b["valid"].sum()) for batches in block for b in batches.values())
+        tokens += sum(packing.tokens_of(b) for batches in block for b in batches.values())
         tuned, state, metrics = compiled.take(tuned, state, frozen, place(block, axes, run.mesh))
         # The last block's numbers are read only after this one is under way, so the device never waits for the host.
         if pending is not None:

@@ -1,0 +1,185 @@
+"""Chats packed into long rows: what they all begin with stands once, then each chat's own tokens, without padding.
+
+A step's chats are dealt to packed rows of about equal length. What a chat's tokens see is what they would see alone:
+the shared beginning and the chat's own tokens before them. So packing changes nothing but rounding, and neither the
+number of packed rows nor their length is part of a node's identity.
+"""
+
+import dataclasses
+import functools
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+
+from subjax.data.addressing import order
+from subjax.data.packing import Batch
+from subjax.errors import UsageError
+
+Chat = tuple[Sequence[int], Sequence[int]]  # a prompt's token ids, and its answer's
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The shape of packed rows, which decides a compiled step.
+
+    Attributes:
+        prefix: tokens that every chat begins with; they stand once, at the beginning of each packed row.
+        longest: tokens of a chat behind the prefix, at most.
+        turns: the groups of packed rows that go through the model one after another in a step.
+        rows: packed rows a turn, split over the devices.
+    """
+
+    prefix: int
+    longest: int
+    turns: int
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Room:
+    """What the packed rows of one step need, or have: tokens behind the prefix, chats, tokens with a loss."""
+
+    length: int
+    chats: int
+    targets: int
+
+    def with_(self, other: "_Room") -> "_Room":
+        return _Room(*map(max, dataclasses.astuple(self), dataclasses.astuple(other)))
+
+
+def common_prefix(chats: Sequence[Chat]) -> int:
+    """Tokens with which all prompts begin; every prompt keeps one token of its own at least."""
+    shortest, first = min(len(prompt) for prompt, _ in chats), chats[0][0]
+    for place in range(shortest - 1):
+        if any(prompt[place] != first[place] for prompt, _ in chats):
+            return place
+    return shortest - 1
+
+
+class PackedChats:
+    """A stream of steps: the chats that an addressed order names, packed.
+
+    Calling it with a step gives a batch of arrays; (turns, rows) are the layout's, `length` is that of packed rows:
+        tokens, segments, positions (turns, rows, length): ids; the chat a token is of, from 1 on (0 at the prefix, and
+        `chats` + 1 at padding behind the last); its place in its chat.
+        starts (turns, rows, chats): where each chat's own tokens begin. lengths: how many they are, 0 where there is no
+        chat.
+        at, targets, weights (turns, rows, targets): the tokens that are asked for a next one, which one it is, and its
+        share of the step's loss: one over the number of answers' tokens in the step, or 0 at padding.
+    """
+
+    def __init__(
+        self,
+        chats: Sequence[Chat],
+        *,
+        seed: int,
+        batch: int,
+        steps: int,
+        rows: int = 1,
+        turns: int = 1,
+        share_prefix: bool = True,
+        grain: int = 32,
+        context: int | None = None,
+    ):
+        """Deal the chats of all steps to packed rows.
+
+        Args:
+            chats: prompts and answers. seed: of the order. batch: chats a step. steps: of the whole run.
+            rows: packed rows a turn. turns: groups of rows that go through the model in turn.
+            share_prefix: whether what all chats begin with stands once (an attention kernel may not be able to).
+            grain: packed rows' length is a multiple of this.
+            context: the longest chat that the model takes.
+
+        Raises:
+            UsageError: a chat is longer than the model's context, or has an empty prompt.
+        """
+        totals = [len(prompt) + len(answer) for prompt, answer in chats]
+        longest = max(range(len(chats)), key=totals.__getitem__)
+        if context is not None and totals[longest] > context:
+            raise UsageError(
+                f"row {longest + 1} takes {totals[longest]} tokens and the model {context}; shorten it or leave it out"
+            )
+        if any(not prompt for prompt, _ in chats):
+            raise UsageError("a row has an empty prompt, so nothing stands before its answer's first token")
+        self.chats, self._seed, self._batch = chats, seed, batch
+        prefix = common_prefix(chats) if share_prefix else 0
+        self._own = np.array(totals) - prefix
+        self._answers = np.array([len(answer) for _, answer in chats])
+        self.layout = Layout(prefix, int(self._own.max()), turns, rows)
+        self._grain = grain
+        self._most = functools.reduce(_Room.with_, (self._need(self._dealt(step)) for step in range(steps)))
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of one step."""
+        return self.together(range(step, step + 1))[0]
+
+    def together(self, steps: range) -> list[Batch]:
+        """The batches of several steps, all of one shape."""
+        dealt = [self._dealt(step) for step in steps]
+        need = _Room(0, 0, 0)
+        for rows in dealt:
+            need = need.with_(self._need(rows))
+        room = self._rounded(need)
+        return [self._filled(rows, room) for rows in dealt]
+
+    def _dealt(self, step: int) -> list[list[int]]:
+        """The chats of each packed row of a step: the longest first, each to the row that is shortest so far."""
+        picked = order(self._seed, len(self.chats), self._batch, step)
+        heap = [(0, row) for row in range(self.layout.turns * self.layout.rows)]
+        rows: list[list[int]] = [[] for _ in heap]
+        for index in sorted(picked.tolist(), key=lambda i: -self._own[i]):
+            filled, row = heap[0]
+            rows[row].append(index)
+            heapq.heapreplace(heap, (filled + int(self._own[index]), row))
+        return rows
+
+    def _need(self, rows: list[list[int]]) -> _Room:
+        return _Room(
+            max(int(self._own[row].sum()) for row in rows if row),
+            max(map(len, rows)),
+            max(int(self._answers[row].sum()) for row in rows if row),
+        )
+
+    def _rounded(self, need: _Room) -> _Room:
+        """Room for a need: its length in steps of a sixteenth of the longest, the rest as the longest has it.
+
+        So packed rows have a few lengths: few steps are compiled, and few tokens are padding.
+        """
+        whole = need.with_(self._most)
+        step = max(self._grain, -(-whole.length // 16 // self._grain) * self._grain)
+        return _Room(
+            -(-(need.length + self.layout.prefix) // step) * step - self.layout.prefix,
+            whole.chats,
+            -(-whole.targets // 16) * 16,
+        )
+
+    def _filled(self, rows: list[list[int]], room: _Room) -> Batch:
+        count, prefix = len(rows), self.layout.prefix
+        tokens, positions = (np.zeros((count, prefix + room.length), np.int32) for _ in range(2))
+        segments = np.full(tokens.shape, room.chats + 1, np.int32)
+        starts, lengths = (np.zeros((count, room.chats), np.int32) for _ in range(2))
+        at, targets = (np.zeros((count, room.targets), np.int32) for _ in range(2))
+        weights = np.zeros(at.shape, np.float32)
+        share = 1.0 / sum(int(self._answers[row].sum()) for row in rows)
+        tokens[:, :prefix] = self.chats[0][0][:prefix]
+        positions[:, :prefix], segments[:, :prefix] = np.arange(prefix), 0
+        for row, members in enumerate(rows):
+            place, asked = prefix, 0
+            for segment, index in enumerate(members):
+                prompt, answer = self.chats[index]
+                own = [*prompt[prefix:], *answer]
+                beyond = place + len(own)
+                tokens[row, place:beyond], segments[row, place:beyond] = own, segment + 1
+                positions[row, place:beyond] = prefix + np.arange(len(own))
+                starts[row, segment], lengths[row, segment] = place, len(own)
+                some = slice(asked, asked + len(answer))
+                at[row, some] = np.arange(beyond - len(answer), beyond) - 1
+                targets[row, some], weights[row, some] = answer, share
+                place, asked = beyond, asked + len(answer)
+        batch = {
+            "tokens": tokens, "segments": segments, "positions": positions, "starts": starts, "lengths": lengths,
+            "at": at, "targets": targets, "weights": weights,
+        }  # fmt: skip
+        turns = (self.layout.turns, self.layout.rows)
+        return {name: array.reshape(*turns, *array.shape[1:]) for name, array in batch.items()}
