@@ -175,11 +175,16 @@ def _execute(plan: Any, store: Any, arguments: Arguments, only: Sequence[str] | 
 
 
 def _begin(plan: Any, shape: Any, arguments: Arguments, accelerator: bool) -> Any:
-    """The mesh that nodes are made on."""
+    """The mesh that nodes are made on; what stands where on it is printed once, before the work."""
     from subjax.parallel import start
     from subjax.parallel.processes import group
 
-    return start.mesh_of(shape, group(), accelerator=accelerator, timeout_s=arguments.init_timeout)
+    mesh = start.mesh_of(shape, group(), accelerator=accelerator, timeout_s=arguments.init_timeout)
+    if group().first and not arguments.quiet:
+        from subjax import placement
+
+        print(placement.table(plan, mesh), file=sys.stderr, flush=True)
+    return mesh
 
 
 def _draw(path: Any, store: Any, fresh: bool = True) -> None:

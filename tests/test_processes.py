@@ -216,7 +216,7 @@ def _words(workdir: Path, *more: str) -> list[str]:
 def _one_line(runs: Job, whom: int, moment: str) -> None:
     """Process `whom` was killed, and the other ended with one line that says so."""
     ended = runs.ended()
-    assert ended[whom].status == -signal.SIGKILL, f"{moment}: {ended[whom].err}"
+    assert ended[whom].status == -signal.SIGKILL, f"{moment}: {ended[0].err}{ended[1].err}"
     assert ended[1 - whom].status == 1
     assert ended[1 - whom].line.startswith(f"subjax: process {whom} (")
     assert "is gone" in ended[1 - whom].line

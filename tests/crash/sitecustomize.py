@@ -51,7 +51,7 @@ def around(module, name: str, *, before=None, after=None) -> None:
 def trainer(module) -> None:
     """In the second block of a teacher's steps, and of a base's, the device at work."""
 
-    def count(compiled, _net, _tuning, _optimizer, _steps, parts, _mesh):
+    def count(compiled, _net, _tuning, _optimizer, _steps, parts, *_):
         role = {"preferences": "teacher", "chats": "base"}.get(parts[0][0])
         blocks = 0
 

@@ -1,0 +1,202 @@
+"""What stands where: the table that a run on several devices prints before it begins.
+
+Everything follows from declarations (shapes, logical axes) and the rules; no array is made. Bytes are those of
+parameters, gradients' targets and optimizer moments at rest: activations and caches depend on the batch, and
+`subjax plan --topology` counts them.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from subjax.config import from_dict
+from subjax.models import adapters
+from subjax.models.network import Declaration, Network, network
+from subjax.overview import quantity
+from subjax.parallel.axes import Shape, shown
+from subjax.parallel.mesh import local_mesh
+from subjax.parallel.rules import SAMPLE, TRAIN, Rules
+from subjax.schema import Optimizer, Tuning
+from subjax.stages.models import world_network
+from subjax.study import Node, Plan
+from subjax.train.optimizers import make_optimizer
+
+GROUPS = ("embedding", "attention", "mlp", "norms and biases")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A group of arrays: over which mesh axes some dimension of each is split, what is kept whole, bytes a device."""
+
+    axes: tuple[str, ...]
+    whole: tuple[str, ...]
+    bytes: int
+
+    def text(self) -> str:
+        """The axes and the bytes, for a column of the table."""
+        over = ", ".join(self.axes) or "whole"
+        return f"{over + (' *' if self.whole else ''):<17}{quantity(self.bytes) + 'B':>9}"
+
+
+@dataclasses.dataclass
+class Model:
+    """A network of the plan, the dtype that its frozen weights are held in, and what its nodes train of it and how."""
+
+    name: str
+    net: Network
+    dtype: str
+    nodes: Counter[str] = dataclasses.field(default_factory=Counter)
+    trained: set[tuple[Tuning, Optimizer]] = dataclasses.field(default_factory=set)
+
+
+def models_of(plan: Plan) -> list[Model]:
+    """The distinct models of a plan, of which some node is made."""
+    found: dict[tuple[Network, str], Model] = {}
+    of_node: dict[str, Model] = {}
+    for id, node in plan.nodes.items():
+        model = _model(node, plan) if node.kind == "base" else _of_inputs(node, of_node)
+        if model is None:
+            continue
+        model = found.setdefault((model.net, model.dtype), model)
+        of_node[id] = model
+        model.nodes[node.kind] += 1
+        if node.kind == "base" and "optimizer" in node.config:
+            model.trained.add((Tuning(kind="full"), from_dict(Optimizer, node.config["optimizer"])))
+        elif "tuning" in node.config:
+            tuning, optimizer = node.config["tuning"], node.config["optimizer"]
+            model.trained.add((from_dict(Tuning, tuning), from_dict(Optimizer, optimizer)))
+    return list(found.values())
+
+
+def _of_inputs(node: Node, of_node: Mapping[str, Model]) -> Model | None:
+    """The model of a node: that of its base, of the model it asks, or of the teacher that writes it."""
+    inputs = (node.inputs.get(role) for role in ("base", "model", "teacher"))
+    return next((of_node[id] for id in inputs if id is not None and id in of_node), None)
+
+
+def _model(node: Node, plan: Plan) -> Model:
+    config = node.config
+    if config.get("language") != "text":
+        return Model(f"{config['family']} {config['size']}", _world(config), "float32")
+    from subjax.models.hf_config import decoder_config_of
+    from subjax.schema_pretrained import Numerics
+    from subjax.stages.speakers import opened
+
+    where = node.hints["source"]
+    users = [n for n in plan.nodes.values() if "numerics" in n.config and node.id in n.inputs.values()]
+    numerics = from_dict(Numerics, users[0].config["numerics"]) if users else Numerics()
+    net = network(decoder_config_of(opened(where).config, numerics=numerics, where=where))
+    return Model(node.label.removeprefix("base "), net, numerics.weights_dtype)
+
+
+def _world(config: Mapping[str, Any]) -> Network:
+    return world_network(config["family"], config["size"], config["numerics"])
+
+
+def _group(name: str, declared: Declaration) -> str:
+    if declared.role in ("gain", "bias", "key-bias"):
+        return "norms and biases"
+    return next((group for group in ("attention", "mlp") if f"/{group}/" in name), "embedding")
+
+
+def _part(mesh: Mesh, rules: Rules, arrays: Iterable[tuple[str, tuple[int, ...], tuple[str, ...], str]]) -> Part:
+    """Where arrays stand, each given as (name, shape, logical axes, dtype)."""
+    axes: set[str] = set()
+    whole: set[str] = set()
+    total = 0
+    for name, shape, logical, dtype in arrays:
+        sharding = rules.sharding(mesh, shape, logical, name)
+        given = {axis for part in sharding.spec for axis in _names(part) if mesh.shape[axis] > 1}
+        wanted = {axis for part in rules.spec(logical) for axis in _names(part) if mesh.shape[axis] > 1}
+        axes |= given
+        whole |= {name} if wanted - given else set()
+        total += math.prod(sharding.shard_shape(shape)) * jnp.dtype(dtype).itemsize
+    return Part(tuple(a for a in mesh.axis_names if a in axes), tuple(sorted(whole)), total)
+
+
+def _names(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (part,) if isinstance(part, str) else part or ()
+
+
+def parts(model: Model, mesh: Mesh, rules: Rules, tuning: Tuning | None) -> dict[str, Part]:
+    """Each group of a model's parameters under rules, and the adapters; `tuning`: what is trained, in float32."""
+    tuned = adapters.tuned_axes(model.net, tuning) if tuning else {}
+    out = {}
+    for group in GROUPS:
+        out[group] = _part(mesh, rules, [
+            (name, d.shape, d.axes, "float32" if name in tuned else model.dtype)
+            for name, d in model.net.declarations.items() if _group(name, d) == group
+        ])  # fmt: skip
+    if tuning and tuning.kind == "lora":
+        out["adapters"] = _part(mesh, rules, [(name, *declared, "float32") for name, declared in tuned.items()])
+    return out
+
+
+def optimizer_part(model: Model, mesh: Mesh, tuning: Tuning, optimizer: Optimizer) -> Part:
+    """The optimizer's moments, each where its parameter is; counters and the like stand whole on every device."""
+    tuned = adapters.tuned_axes(model.net, tuning)
+    rule = make_optimizer(optimizer, 1, adapters.matrix_axes(model.net, tuning))
+    shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, (shape, _) in tuned.items()}
+    arrays = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(rule.init, shapes)):
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey) and entry.key in tuned]
+        same = bool(names) and leaf.shape == tuned[names[-1]][0]
+        axes = tuned[names[-1]][1] if same else ("length",) * leaf.ndim  # `length` is split by no rule
+        arrays.append((names[-1] if names else "counter", leaf.shape, axes, str(leaf.dtype)))
+    return _part(mesh, TRAIN, arrays)
+
+
+def table(plan: Plan, mesh: Mesh) -> str:
+    """The table: processes, devices, mesh, and for each model of the plan what each part is split over and takes."""
+    devices = mesh.devices.flatten().tolist()
+    kinds = Counter(device.device_kind for device in devices)
+    processes = Counter(device.process_index for device in devices)
+    sizes: Shape = tuple(mesh.shape[axis] for axis in mesh.axis_names)
+    local = local_mesh(mesh)
+    lines = [
+        f"processes  {len(processes)}",
+        f"devices    {', '.join(f'{count} x {kind}' for kind, count in kinds.items())}"
+        + (f", {min(processes.values())} a process" if len(processes) > 1 else ""),
+        f"mesh       {shown(sizes)}"
+        + ("" if local is mesh else f"; models are asked on {_shown(local)} a process"),
+    ]
+    for model in models_of(plan):
+        lines += ["", *_block(model, mesh, local)]
+    if any(node.kind == "ensemble" for node in plan.nodes.values()):
+        lines.append("ensembles  members spread over all devices, each whole on its own")
+    return "\n".join(lines)
+
+
+def _shown(mesh: Mesh) -> str:
+    return shown(tuple(mesh.shape[axis] for axis in mesh.axis_names))
+
+
+def _block(model: Model, mesh: Mesh, local: Mesh) -> Iterator[str]:
+    """A model's lines: what takes most in training, and in sampling."""
+    made = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in model.nodes.items())
+    yield f"{model.name}: {quantity(model.net.parameters)} parameters; {made}".replace("corpuss", "corpora")
+    sampled = parts(model, local, SAMPLE, None)
+    choices = []
+    for tuning, optimizer in sorted(model.trained, key=str):
+        trained = parts(model, mesh, TRAIN, tuning)
+        trained["optimizer"] = optimizer_part(model, mesh, tuning, optimizer)
+        choices.append((sum(part.bytes for part in trained.values()), f"{tuning.kind}, {optimizer.name}", trained))
+    total, how, trained = max(choices, default=(0, "nothing is trained", {}), key=lambda choice: choice[0])
+    yield f"  {'':<18}{f'training ({how})':<30}{'sampling, evaluation'}"
+    for name in trained or sampled:
+        left = trained[name].text() if name in trained else ""
+        right = sampled[name].text() if name in sampled else ""
+        yield f"  {name:<18}{left:<30}{right}".rstrip()
+    asked = sum(part.bytes for part in sampled.values())
+    left = f"{'':<17}{quantity(total) + 'B':>9}" if trained else ""
+    yield f"  {'bytes per device':<18}{left:<30}{'':<17}{quantity(asked) + 'B':>9}"
+    whole = sorted({name for part in [*trained.values(), *sampled.values()] for name in part.whole})
+    if whole:
+        more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
+        yield f"  * kept whole over an axis that does not divide it: {', '.join(whole[:3])}{more}"
