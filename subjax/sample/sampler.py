@@ -24,7 +24,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from subjax.errors import UsageError
-from subjax.models.network import Adapter, Cache, Network
+from subjax.models import cached
+from subjax.models.cached import Cache
+from subjax.models.network import Adapter, Network
 from subjax.parallel.mesh import replicated
 from subjax.parallel.rules import BATCH, SAMPLE, shardings
 from subjax.sample.constraint import Constraint
@@ -168,8 +170,8 @@ def program(net: Network, sampling: Sampling, mesh: Mesh) -> tuple[Callable, Cal
     state_sh, cache_sh = State(whole, rows, rows, rows, rows, rows), Cache(kv, kv, rows)
 
     def prefill(params, tokens, valid, keys, adapter, constraint):
-        logits, cache = net.prefill(
-            params, tokens, valid, slots=slots, cache_dtype=sampling.cache_dtype, adapter=adapter
+        logits, cache = cached.prefill(
+            net, params, tokens, valid, slots=slots, cache_dtype=sampling.cache_dtype, adapter=adapter
         )
         at = None if constraint is None else jnp.full(tokens.shape[0], constraint.start, jnp.int32)
         token, tie, at = draw_allowed(logits, keys, jnp.int32(0), sampling, constraint, at)
@@ -183,7 +185,7 @@ def program(net: Network, sampling: Sampling, mesh: Mesh) -> tuple[Callable, Cal
         def once(carry: tuple[State, Cache]):
             state, cache = carry
             slot = sampling.prompt + state.place - 1
-            logits, cache = net.step(params, state.token, slot, cache, adapter=adapter)
+            logits, cache = cached.step(net, params, state.token, slot, cache, adapter=adapter)
             token, tie, at = draw_allowed(logits, keys, state.place, sampling, constraint, state.at)
             token = jnp.where(state.done, sampling.pad, token)
             drawn = jax.lax.dynamic_update_slice(state.drawn, token[:, None], (0, state.place))
