@@ -29,7 +29,8 @@ from subjax.models.families import decoder_config
 from subjax.models.network import Network, Params, network
 from subjax.parallel.mesh import make_mesh, parse_mesh
 from subjax.parallel.rules import SAMPLE, TRAIN, shardings
-from subjax.sample.sampler import Sampling, program, sample
+from subjax.sample.sampler import Sampling, sample
+from subjax.sample.slots import programs
 from subjax.schema import Numerics, Optimizer, Tuning
 from subjax.train import trainer
 from subjax.train.losses import NextToken
@@ -85,11 +86,14 @@ def corpus(mesh: Mesh) -> dict[str, Any]:
     """The corpus of `corpus_case` sampled on the mesh, and the shards that its cache and parameters were in."""
     case = corpus_case()
     drawn = sample(**case, mesh=mesh, batch=512)
-    prefill, _, params_sh = program(case["net"], case["sampling"], mesh)
-    params = jax.device_put(case["params"], dict(params_sh))
+    compiled = programs(case["net"], case["sampling"], mesh)
+    params = jax.device_put(case["params"], dict(compiled.params))
     block = case["prompts"][:512]
-    state, cache = prefill(params, block, block != PAD, jax.random.split(case["key"], 512))
-    placed = {"token": state.token, "k": cache.k, "valid": cache.valid, "embed": params["embed"]}
+    logits, kv = compiled.prefill(params, None, block, block != PAD, None)
+    state, cache = compiled.begin(512, PROMPT + COMPLETION)
+    rows, key = np.arange(512), np.asarray(jax.random.key_data(case["key"]))
+    state, cache = compiled.place(state, cache, logits, kv, (block != PAD).sum(1), rows, rows, rows, key, None)
+    placed = {"token": state.token, "k": cache.k, "read": kv[0], "embed": params["embed"]}
     placed["q"] = params["blocks/attention/q/kernel"]
     return {
         "tokens": drawn.tokens.tolist(),
