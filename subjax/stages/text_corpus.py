@@ -5,6 +5,7 @@ stand beside. Blocks of answers are kept while a corpus is made, so that one tha
 """
 
 import dataclasses
+import math
 from collections import Counter
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from subjax.store import Store, digest_rows
 
 ROWS = "rows.parquet"
 BUCKET = 16  # a prompt's room is a multiple of this
+BLOCK, BLOCK_SLOTS = 256, 4  # a block of answers has at most so many prompts, or so many a slot
 NO_END = "no-end"  # the answer did not end within its room
 
 
@@ -137,14 +139,14 @@ def from_teacher(task: Task) -> Rows:
     answers: list[_Answer] = []
     ties: list[bool] = []
     kept, batch = 0, task.hints.get("batch", 64)
-    for first in range(0, len(prompts), batch):
-        tokens, tie = _block(task, speaker, block, sampling, limit, first, batch)
+    while kept < config["rows"] and len(answers) < len(prompts):
+        first = len(answers)
+        size = block_size(batch, config["rows"], kept, first)
+        tokens, tie = _block(task, speaker, block[first : first + size], sampling, limit, first, batch)
         answers += [_judged(speaker, row) for row in tokens]
         ties += tie.tolist()
         kept = sum(answer.dropped is None for answer in answers)
         task.progress(min(kept, config["rows"]), config["rows"], "row")
-        if kept >= config["rows"]:
-            break
     passed = [i for i, answer in enumerate(answers) if answer.dropped is None][: config["rows"]]
     # Counted up to the last row that was kept, so that the counts do not depend on the batch size either.
     seen = answers[: passed[-1] + 1] if kept >= config["rows"] else answers
@@ -159,6 +161,17 @@ def from_teacher(task: Task) -> Rows:
     )
     sampled = sum(len(answer.tokens) + 1 for answer in seen)
     return Rows(corpus, dict(sorted(counts.items())), sampled, int(np.array(ties)[passed].sum()))
+
+
+def block_size(batch: int, wanted: int, kept: int, asked: int) -> int:
+    """How many prompts are asked before their answers are kept on disk: a multiple of the slots.
+
+    So many that slots seldom stand empty at a block's end, and no more than the wanted rows seem to take, as far as can
+    be told from the rows kept of those asked.
+    """
+    share = max(kept, 1) / asked if asked else 1.0
+    needed = math.ceil((wanted - kept) / share)
+    return min(max(BLOCK_SLOTS * batch, BLOCK // batch * batch), -(-needed // batch) * batch)
 
 
 def _constraint(speaker: speakers.Speaker) -> Constraint:
@@ -198,23 +211,22 @@ def _block(
     task: Task, speaker: speakers.Speaker, prompts: np.ndarray, sampling: Sampling, limit: Constraint | None,
     first: int, batch: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Answers of the prompts from `first` on: sampled, or as they were kept by a run that was stopped."""
-    kept = task.build.partial / f"answers-{first:08d}-{batch}.npz"
-    if kept.exists():
+    """Answers of a block of prompts, the first being `first`: sampled, or as a run that was stopped kept them."""
+    for kept in task.build.partial.glob(f"answers-{first:08d}-*.npz"):
         with kept.open("rb") as file, np.load(file) as saved:
             return saved["tokens"], saved["tie"]
     drawn = sample(
-        speaker.net, speaker.params, prompts[first : first + batch], sampling=sampling,
-        key=jax.random.key(task.config["seed"]), mesh=task.mesh, first=first, batch=batch, adapter=speaker.adapter,
-        constraint=limit,
+        speaker.net, speaker.params, prompts, sampling=sampling, key=jax.random.key(task.config["seed"]),
+        mesh=task.mesh, first=first, batch=batch, adapter=speaker.adapter, constraint=limit,
     )  # fmt: skip
+    kept = task.build.partial / f"answers-{first:08d}-{len(prompts)}.npz"
     kept.parent.mkdir(parents=True, exist_ok=True)
     scratch = kept.with_suffix(".writing")
     with scratch.open("wb") as file:
         np.savez(file, tokens=drawn.tokens, tie=drawn.near_tie)
     scratch.rename(kept)
     if task.should_stop():
-        raise Preempted(f"stopped after {first + batch} prompts; the same command goes on from there")
+        raise Preempted(f"stopped after {first + len(prompts)} prompts; the same command goes on from there")
     return drawn.tokens, drawn.near_tie
 
 
