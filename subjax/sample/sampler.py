@@ -79,9 +79,12 @@ def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, way
     for row, prompt in enumerate(prompts):
         rows_of.setdefault(prompt[shared:], []).append(row)
     slots = max(ways, min(batch, len(prompts)) // ways * ways)
-    # Where all rows have a slot none is put in later. Else an eighth stands empty for a time, at most.
-    group = slots if len(prompts) <= slots else max(1, slots // 8)
-    read = min(max(READ, -(-group * len(rows_of) // len(prompts))), len(rows_of))
+    # An eighth of the slots stands empty for a time, at most, until rows are put in.
+    group = min(slots, max(READ, slots // 8))
+    # One prompt for each of these rows, or fewer where each is asked several times; not told by every repetition, so
+    # that blocks of rows find the same programs.
+    often = len(prompts) // len(rows_of)
+    read = group if often == 1 else min(max(READ, group // often), _power(len(rows_of)))
     read = -(-read // ways) * ways
     ordered = sorted(rows_of, key=len, reverse=True)
     chunks = []
@@ -91,6 +94,11 @@ def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, way
         chunks.append(Chunk(picked, [row for row, _ in of], [place for _, place in of]))
     columns = _rounded(len(ordered[0]) + sampling.completion, COLUMNS, sampling.prompt + sampling.completion)
     return _Layout(prompts[0][:shared], chunks, slots, group, read, columns)
+
+
+def _power(n: int) -> int:
+    """The least power of two that is not below `n`."""
+    return 1 << (n - 1).bit_length()
 
 
 class _Slots:
