@@ -22,13 +22,13 @@ from subjax.models.network import Adapter, Network
 from subjax.parallel.mesh import replicated
 from subjax.sample.constraint import Constraint
 from subjax.sample.drawing import NEAR_TIE, Sampling, draw, restrict
+from subjax.sample.prefixes import common_prefix, padded
 from subjax.sample.slots import Programs, programs
 
 __all__ = ["NEAR_TIE", "Drawn", "Sampling", "draw", "restrict", "sample"]
 
 WIDTH = 16  # prompts are read in widths that are multiples of this
 COLUMNS = 32  # and a cache's columns are a multiple of this: few shapes are compiled
-SHARED = 16  # tokens that all prompts must share for a prefix to be worth its programs
 READ = 4  # prompts are read at least so many at a time where there are as many: fewer do not fill a processor
 
 
@@ -70,14 +70,10 @@ def _rounded(n: int, multiple: int, most: int) -> int:
 
 def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, ways: int) -> _Layout:
     """Lay out prompts (token ids without padding) for `batch` rows at a time on a mesh whose batch axes are `ways`."""
-    least, greatest = min(prompts), max(prompts)  # what these two begin with, all others do
-    same = [a == b for a, b in zip(least, greatest, strict=False)]
-    # No prompt is the prefix alone: its last token has to be read to draw the next one.
-    shared = min([*same, False].index(False), min(map(len, prompts)) - 1)
-    shared = shared if shared >= SHARED and len(prompts) >= READ else 0
+    prefix = common_prefix(prompts)
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
-        rows_of.setdefault(prompt[shared:], []).append(row)
+        rows_of.setdefault(prompt[len(prefix) :], []).append(row)
     slots = max(ways, min(batch, len(prompts)) // ways * ways)
     # An eighth of the slots stands empty for a time, at most, until rows are put in.
     group = min(slots, max(READ, slots // 8))
@@ -93,7 +89,7 @@ def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, way
         of = [(row, place) for place, prompt in enumerate(picked) for row in rows_of[prompt]]
         chunks.append(Chunk(picked, [row for row, _ in of], [place for _, place in of]))
     columns = _rounded(len(ordered[0]) + sampling.completion, COLUMNS, sampling.prompt + sampling.completion)
-    return _Layout(prompts[0][:shared], chunks, slots, group, read, columns)
+    return _Layout(prefix, chunks, slots, group, read, columns)
 
 
 def _power(n: int) -> int:
@@ -112,10 +108,7 @@ class _Slots:
         self.rows = np.full(layout.slots, -1)  # the row in each slot; -1 where there is none
         self.prefix = None
         if layout.prefix:
-            length = len(layout.prefix)
-            tokens = np.full(_rounded(length, WIDTH, length + WIDTH), self.sampling.pad, np.int32)
-            tokens[:length] = layout.prefix
-            self.prefix = compiled.share(self.params, tokens, np.int32(length), self.adapter)
+            self.prefix = compiled.share(self.params, *padded(layout.prefix, sampling.pad), self.adapter)
 
     def read(self, chunk: Chunk) -> tuple[jax.Array, Any, np.ndarray]:
         """Logits behind a chunk's prompts, their keys and values, and their lengths."""
