@@ -24,6 +24,7 @@ import reference
 from etils import epath
 from jax.sharding import Mesh
 
+from subjax.measure import tries
 from subjax.models import checkpoints
 from subjax.models.families import decoder_config
 from subjax.models.network import Network, Params, network
@@ -165,7 +166,22 @@ def activations(mesh: Mesh) -> dict[str, int]:
     return dict(Counter(shapes))
 
 
-CHECKS = {check.__name__: check for check in (corpus, init, shards, forward, checkpoint, activations)}
+def shared(mesh: Mesh) -> dict[str, Any]:
+    """Ragged rows behind a common prefix, put into slots as these come free, and exact readings of the same prompts."""
+    net = network(decoder_config("llama-bias", "nano", vocab=40, length=48, numerics=Numerics()))
+    params, rng = reference.random_params(net, 1), np.random.default_rng(0)
+    begin = rng.integers(2, 40, 20)
+    asked = [(*begin.tolist(), *rng.integers(2, 40, rng.integers(1, 12)).tolist()) for _ in range(150)]
+    block = np.array([[PAD] * (32 - len(prompt)) + list(prompt) for prompt in asked], np.int32)
+    sampling = Sampling(32, 16, (END, 2, 3), PAD)
+    drawn = sample(net, params, block, sampling=sampling, key=jax.random.key(7), mesh=mesh, batch=32)
+    forms = (((5,), (6, 7)), ((8, 9, 4), (6, 8)))
+    closing = np.isin(np.arange(40), (0, 1, 4))
+    p = tries.exact(net, params, asked[:11], forms, closing=closing, pad=PAD, mesh=mesh, batch=5)
+    return {"tokens": drawn.tokens.tolist(), "near_tie": drawn.near_tie.tolist(), "p": p.tolist()}
+
+
+CHECKS = {check.__name__: check for check in (corpus, init, shards, forward, checkpoint, activations, shared)}
 # What is asked of each device count: compiling takes most of the time, so nothing is asked twice for no reason.
 ASKED = {1: ("corpus",), 2: ("corpus", "forward"), 8: tuple(CHECKS)}
 

@@ -308,6 +308,14 @@ def test_the_corpus_is_the_same_from_other_device_counts(devices):
     }
 
 
+def test_slots_prefixes_and_readings_are_the_same_on_eight_devices():
+    found, alone = on_devices.results(8)["shared"], on_devices.shared(make_mesh())
+    one, other = (Drawn(np.array(run["tokens"]), np.array(run["near_tie"])) for run in (found, alone))
+    _assert_same_corpus(one, other)
+    assert len(set((one.tokens != on_devices.PAD).sum(1))) > 8  # ragged
+    np.testing.assert_allclose(found["p"], alone["p"], rtol=3e-5)
+
+
 def test_rows_are_addressed_by_their_number():
     case, whole = on_devices.corpus_case(), _corpus(512)
     part = _corpus(512, first=1300, last=1300 + 512)

@@ -106,7 +106,7 @@ SAMPLING = Sampling(PROMPT, COMPLETION, (END, 2, 3), PAD)
 
 
 @every_network
-@pytest.mark.parametrize("batch", [1, 3, 8, 16, ROWS])
+@pytest.mark.parametrize("batch", [1, 8, ROWS])
 def test_rows_are_those_of_the_plain_way_for_any_number_of_slots(kind, batch):
     plain = plainly(kind, SAMPLING)
     lengths = (plain.tokens != PAD).sum(1)
@@ -147,7 +147,7 @@ def test_a_row_that_is_longer_than_all_others_does_not_hold_them_up_nor_is_cut()
     assert_same(drawn, alone)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=5)
 @given(st.sampled_from((3, 8)), st.integers(0, ROWS))
 def test_rows_are_the_same_from_two_blocks(batch, cut):
     """Each block has a prefix, a longest prompt and repeated prompts of its own."""
