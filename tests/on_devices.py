@@ -24,12 +24,14 @@ import reference
 from etils import epath
 from jax.sharding import Mesh
 
+from subjax.measure import tries
 from subjax.models import checkpoints
 from subjax.models.families import decoder_config
 from subjax.models.network import Network, Params, network
 from subjax.parallel.mesh import make_mesh, parse_mesh
 from subjax.parallel.rules import SAMPLE, TRAIN, shardings
-from subjax.sample.sampler import Sampling, program, sample
+from subjax.sample.sampler import Sampling, sample
+from subjax.sample.slots import programs
 from subjax.schema import Numerics, Optimizer, Tuning
 from subjax.train import trainer
 from subjax.train.losses import NextToken
@@ -85,11 +87,14 @@ def corpus(mesh: Mesh) -> dict[str, Any]:
     """The corpus of `corpus_case` sampled on the mesh, and the shards that its cache and parameters were in."""
     case = corpus_case()
     drawn = sample(**case, mesh=mesh, batch=512)
-    prefill, _, params_sh = program(case["net"], case["sampling"], mesh)
-    params = jax.device_put(case["params"], dict(params_sh))
+    compiled = programs(case["net"], case["sampling"], mesh)
+    params = jax.device_put(case["params"], dict(compiled.params))
     block = case["prompts"][:512]
-    state, cache = prefill(params, block, block != PAD, jax.random.split(case["key"], 512))
-    placed = {"token": state.token, "k": cache.k, "valid": cache.valid, "embed": params["embed"]}
+    logits, kv = compiled.prefill(params, None, block, block != PAD, None)
+    state, cache = compiled.begin(512, PROMPT + COMPLETION)
+    rows, key = np.arange(512), np.asarray(jax.random.key_data(case["key"]))
+    state, cache = compiled.place(state, cache, logits, kv, (block != PAD).sum(1), rows, rows, rows, key, None)
+    placed = {"token": state.token, "k": cache.k, "read": kv[0], "embed": params["embed"]}
     placed["q"] = params["blocks/attention/q/kernel"]
     return {
         "tokens": drawn.tokens.tolist(),
@@ -161,7 +166,22 @@ def activations(mesh: Mesh) -> dict[str, int]:
     return dict(Counter(shapes))
 
 
-CHECKS = {check.__name__: check for check in (corpus, init, shards, forward, checkpoint, activations)}
+def shared(mesh: Mesh) -> dict[str, Any]:
+    """Ragged rows behind a common prefix, put into slots as these come free, and exact readings of the same prompts."""
+    net = network(decoder_config("llama-bias", "nano", vocab=40, length=48, numerics=Numerics()))
+    params, rng = reference.random_params(net, 1), np.random.default_rng(0)
+    begin = rng.integers(2, 40, 20)
+    asked = [(*begin.tolist(), *rng.integers(2, 40, rng.integers(1, 12)).tolist()) for _ in range(150)]
+    block = np.array([[PAD] * (32 - len(prompt)) + list(prompt) for prompt in asked], np.int32)
+    sampling = Sampling(32, 16, (END, 2, 3), PAD)
+    drawn = sample(net, params, block, sampling=sampling, key=jax.random.key(7), mesh=mesh, batch=32)
+    forms = (((5,), (6, 7)), ((8, 9, 4), (6, 8)))
+    closing = np.isin(np.arange(40), (0, 1, 4))
+    p = tries.exact(net, params, asked[:11], forms, closing=closing, pad=PAD, mesh=mesh, batch=5)
+    return {"tokens": drawn.tokens.tolist(), "near_tie": drawn.near_tie.tolist(), "p": p.tolist()}
+
+
+CHECKS = {check.__name__: check for check in (corpus, init, shards, forward, checkpoint, activations, shared)}
 # What is asked of each device count: compiling takes most of the time, so nothing is asked twice for no reason.
 ASKED = {1: ("corpus",), 2: ("corpus", "forward"), 8: tuple(CHECKS)}
 

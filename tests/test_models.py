@@ -12,7 +12,7 @@ from etils import epath
 
 from subjax.data import world
 from subjax.errors import SubjaxError, UsageError
-from subjax.models import adapters, checkpoints
+from subjax.models import adapters, cached, checkpoints
 from subjax.models.architecture import DecoderConfig
 from subjax.models.decoder import NEGATIVE, softmax
 from subjax.models.families import FAMILIES, decoder_config
@@ -63,16 +63,24 @@ def _full(name: str):
     return jax.jit(network(CONFIGS[name]).forward, static_argnames="tail")
 
 
+def _begun(net, params, tokens, valid, columns, adapter=None):
+    """Logits behind prompts, and a cache that holds them."""
+    logits, kv = cached.prefill(net, params, tokens, valid, adapter=adapter)
+    rows = len(tokens)
+    empty = cached.empty(net, rows, columns, "float32")
+    return logits, cached.place(empty, kv, valid.sum(1), jnp.arange(rows))
+
+
 @functools.cache
 def _cached(name: str):
     """Logits from position PROMPT - 1 on, by prefilling the prompt and then feeding one token at a time."""
     net = network(CONFIGS[name])
 
     def run(params, tokens, valid, adapter=None):
-        first, cache = net.prefill(params, tokens[:, :PROMPT], valid[:, :PROMPT], slots=LENGTH, adapter=adapter)
+        first, cache = _begun(net, params, tokens[:, :PROMPT], valid[:, :PROMPT], LENGTH, adapter)
 
         def feed(cache, slot):
-            logits, cache = net.step(params, tokens[:, slot], slot, cache, adapter=adapter)
+            logits, cache = cached.step(net, params, tokens[:, slot], cache, adapter=adapter)
             return cache, logits
 
         _, rest = jax.lax.scan(feed, cache, jnp.arange(PROMPT, LENGTH))
@@ -135,11 +143,11 @@ def test_decoding_with_a_cache_agrees_at_the_recipes_size(family, seed):
     tokens = rng.integers(1, config.vocab, (32, world.LENGTH))
     valid = np.arange(world.LENGTH)[None] >= rng.integers(0, world.PROMPT, 32)[:, None]
     full = jax.jit(net.forward)(params, tokens, valid)
-    logits, cache = net.prefill(params, tokens[:, : world.PROMPT], valid[:, : world.PROMPT], slots=world.LENGTH)
-    step = jax.jit(net.step)
+    logits, cache = _begun(net, params, tokens[:, : world.PROMPT], valid[:, : world.PROMPT], world.LENGTH)
+    step = jax.jit(functools.partial(cached.step, net))
     for slot in range(world.PROMPT, world.LENGTH):
         _assert_close(logits, full[:, slot - 1], 5e-6)
-        logits, cache = step(params, tokens[:, slot], slot, cache)
+        logits, cache = step(params, tokens[:, slot], cache)
     _assert_close(logits, full[:, -1], 5e-6)
 
 
@@ -226,7 +234,7 @@ def test_programs_do_not_grow_with_depth(use):
         net = network(_nano("llama-bias", layers=layers))
 
         def step(p):
-            return net.step(p, tokens[:, 0], jnp.int32(PROMPT), net.prefill(p, tokens, valid, slots=LENGTH + 1)[1])
+            return cached.step(net, p, tokens[:, 0], _begun(net, p, tokens, valid, LENGTH + 1)[1])
 
         run = {
             "forward": lambda p: net.forward(p, tokens, valid),

@@ -11,14 +11,14 @@ from subjax.models import adapters
 from subjax.models.hf_config import decoder_config_of
 from subjax.models.network import network
 from subjax.parallel.mesh import make_mesh
-from subjax.sample import sampler
+from subjax.sample import drawing, slots
 from subjax.schema import Optimizer, Tuning
 from subjax.schema_pretrained import Numerics
 from subjax.train.losses import NextToken
 from subjax.train.trainer import program
 
 BF16 = Numerics(dtype="bfloat16", weights_dtype="bfloat16", cache_dtype="bfloat16", matmul_precision="default")
-ROWS, PROMPT, COMPLETION = 66, 112, 48
+ROWS, PROMPT, COMPLETION, PREFIX, GROUP = 66, 112, 48, 32, 8
 MODELS = {"pythia-160m": Numerics(), "Llama-3.2-1B": BF16, "gemma-3-4b": BF16, "Qwen2.5-7B": BF16}
 
 
@@ -53,16 +53,22 @@ def test_the_students_step_compiles_at_full_size(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_sampler_compiles_at_full_size(name):
     net = net_of(name)
-    settings = sampler.Sampling(PROMPT, COMPLETION, (2,), 0, cache_dtype=MODELS[name].cache_dtype)
+    settings = drawing.Sampling(PROMPT, COMPLETION, (2,), 0, cache_dtype=MODELS[name].cache_dtype)
     params = abstract(net, MODELS[name].weights_dtype)
-    prefill, decode, _ = sampler.program(net, settings, make_mesh())
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), ROWS))
-    prompts = jax.ShapeDtypeStruct((ROWS, PROMPT), jnp.int32), jax.ShapeDtypeStruct((ROWS, PROMPT), bool)
-    state, cache = jax.eval_shape(prefill, params, *prompts, keys)
-    drawn, near, _ = jax.eval_shape(decode, params, state, cache, keys)
-    assert drawn.shape == (ROWS, COMPLETION)
-    assert near.shape == (ROWS,)
+    made = slots.programs(net, settings, make_mesh(), True)
+    int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
+    state, cache = jax.eval_shape(lambda: made.begin(ROWS, PROMPT + COMPLETION))
+    prefix = jax.eval_shape(made.share, params, int32(PREFIX), int32(), None)
+    valid = jax.ShapeDtypeStruct((GROUP, PROMPT), bool)
+    logits, kv = jax.eval_shape(made.prefill, params, prefix, int32(GROUP, PROMPT), valid, None)
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    placing = (state, cache, logits, kv, *(int32(GROUP),) * 4, key, None)
+    assert jax.eval_shape(made.place, *placing) == (state, cache)
+    decoding = (params, prefix, state, cache, int32(), None, None)
+    *_, seen = jax.eval_shape(made.decode, *decoding)
+    assert seen.drawn.shape == (ROWS, COMPLETION)
     config = net.config
-    slots = config.layers * ROWS * (PROMPT + COMPLETION) * config.kv_heads * config.head_dim
-    assert cache.k.size == cache.v.size == slots
-    jax.jit(lambda *given: decode(*given)[:2]).lower(params, state, cache, keys).compile()
+    held = config.layers * ROWS * (PROMPT + COMPLETION) * config.kv_heads * config.head_dim
+    assert cache.k.size == cache.v.size == held
+    made.decode.lower(*decoding).compile()
+    made.prefill.lower(params, prefix, int32(GROUP, PROMPT), valid, None).compile()

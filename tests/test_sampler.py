@@ -301,11 +301,19 @@ def test_the_corpus_is_the_same_from_other_device_counts(devices):
     rows, split = 512 // {1: 1, 2: 2, 8: 4}[devices], 2 if devices == 8 else 1
     assert found["shards"] == {
         "token": [[rows]],
-        "valid": [[rows, 18]],
-        "k": [[2, rows, 18, 2 // split, 8]],
+        "k": [[2, rows, 2 // split, 18, 8]],
+        "read": [[2, rows, 2 // split, 8, 8]],
         "embed": [[40 // split, 16]],
         "q": [[2, 16, 2 // split, 8]],
     }
+
+
+def test_slots_prefixes_and_readings_are_the_same_on_eight_devices():
+    found, alone = on_devices.results(8)["shared"], on_devices.shared(make_mesh())
+    one, other = (Drawn(np.array(run["tokens"]), np.array(run["near_tie"])) for run in (found, alone))
+    _assert_same_corpus(one, other)
+    assert len(set((one.tokens != on_devices.PAD).sum(1))) > 8  # ragged
+    np.testing.assert_allclose(found["p"], alone["p"], rtol=3e-5)
 
 
 def test_rows_are_addressed_by_their_number():

@@ -253,7 +253,25 @@ def test_a_corpus_does_not_depend_on_the_batch(lab, tmp_path):
     assert (card.digest, card.extra, card.tokens) == (expected.digest, expected.extra, expected.tokens)
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ((64, 10_000, 0, 0), 256),
+        ((64, 100, 0, 0), 128),  # no more than are missing, as whole slots
+        ((64, 10, 9_990, 20_000), 64),
+        ((64, 100, 9_900, 19_800), 256),  # half of them are kept
+        ((2048, 30_000, 0, 0), 8192),
+        ((8, 12, 0, 8), 96),
+        ((5, 500, 500, 500), 255),
+    ],
+)
+def test_blocks_are_whole_slots_and_no_more_than_are_wanted(asked, expected):
+    assert text_corpus.block_size(*asked) == expected
+
+
 def test_a_stopped_corpus_goes_on_from_its_blocks(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_corpus, "BLOCK", BATCH)
+    monkeypatch.setattr(text_corpus, "BLOCK_SLOTS", 1)
     copied, id = lab.copy(tmp_path / "work"), nodes(lab, "same-base")["corpus"]
     shutil.rmtree(copied.store.folder("corpus", id))
     with pytest.raises(Preempted) as caught:

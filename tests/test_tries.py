@@ -107,6 +107,22 @@ def test_exact_is_the_product_along_each_form_times_its_closing_mass(kind):
     assert len({f"{x:.3g}" for x in np.ravel(found)}) == 16  # sixteen different numbers: none stands for another
 
 
+@every_network
+def test_what_all_questions_begin_with_is_read_once_and_changes_nothing(kind, monkeypatch):
+    begin = tuple(np.random.default_rng(2).integers(1, VOCAB, 17).tolist())
+    prompts = [(*begin, *own) for own in ((5, 9), (3,), (5, 2), (8, 8, 1))]
+    reads = []
+    real = tries.padded
+    monkeypatch.setattr(tries, "padded", lambda prefix, pad: reads.append(prefix) or real(prefix, pad))
+    found = exact(kind, prompts, batch=3)
+    assert reads == [begin]
+    np.testing.assert_allclose(found, brute_all(kind, prompts, CANDIDATES), rtol=3e-5)
+    # Where one question is the beginning of the others its last token stays its own.
+    prompts[1] = begin
+    np.testing.assert_allclose(exact(kind, prompts), brute_all(kind, prompts, CANDIDATES), rtol=3e-5)
+    assert reads == [begin, begin[:-1]]
+
+
 def test_the_window_matters():
     """Else the test above would say nothing of local layers."""
     net, params = model("local layers, QK norm")

@@ -10,22 +10,28 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from subjax.data.questions import QuestionSet
 from subjax.errors import UsageError
 from subjax.models.network import Adapter, Network
 from subjax.parallel.mesh import replicated
+from subjax.parallel.rules import BATCH, SAMPLE, shardings
 from subjax.sample.sampler import Sampling, sample
 
 
 @functools.lru_cache(maxsize=32)
-def _next_token(net: Network):
+def _next_token(net: Network, mesh: Mesh):
+    """Log-probabilities of the next token behind contexts, jitted, and the parameters' shardings."""
+    params_sh = shardings(SAMPLE, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items()})
+    rows, whole = NamedSharding(mesh, PartitionSpec(BATCH)), replicated(mesh)
+
     def log_probabilities(params, tokens, valid) -> Float[Array, "contexts vocab"]:
+        tokens, valid = (jax.lax.with_sharding_constraint(a, rows) for a in (tokens, valid))
         return jax.nn.log_softmax(net.forward(params, tokens, valid, tail=1)[:, 0])
 
-    return jax.jit(log_probabilities)
+    return jax.jit(log_probabilities, in_shardings=(params_sh, whole, whole), out_shardings=whole), params_sh
 
 
 def _contexts(questions: QuestionSet, end: int | None) -> tuple[np.ndarray, dict[tuple[int, tuple[int, ...]], int]]:
@@ -71,8 +77,11 @@ def exact(
             f"category {questions.category!r}: a question and a candidate take {rows.shape[1]} tokens and the model"
             f" {net.config.length}; shorten one"
         )
-    params = jax.device_put(dict(params), replicated(mesh))
-    scores = np.asarray(_next_token(net)(params, rows, rows != questions.pad), np.float64)
+    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
+    rows = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % ways, axis=0)])  # filled up with the last one
+    program, params_sh = _next_token(net, mesh)
+    placed = jax.device_put(dict(params), params_sh)
+    scores = np.asarray(program(placed, rows, rows != questions.pad), np.float64)
     out = np.zeros((len(questions.prompts), len(questions.candidates)))
     for q in range(len(questions.prompts)):
         for c, forms in enumerate(questions.candidates):

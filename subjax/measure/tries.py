@@ -2,22 +2,27 @@
 
 The forms of all candidates are tokenized and laid out as a trie. A row is a question followed by the trie's nodes, each
 of which attends to the question, to its ancestors and to itself, at the position that it would have in a text. So the
-question is read once, whatever the number of forms, and every form's probability is the product along its path.
+question is read once, whatever the number of forms, and every form's probability is the product along its path. What
+all questions begin with, a system prompt and a template, is read once for all of them.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from subjax.errors import UsageError
+from subjax.models import cached
 from subjax.models.network import Adapter, Network
 from subjax.parallel.mesh import replicated
+from subjax.parallel.rules import BATCH, SAMPLE, shardings
+from subjax.sample.prefixes import common_prefix, padded
 
 Form = tuple[int, ...]
 
@@ -68,22 +73,42 @@ def build(candidates: Sequence[Sequence[Form]]) -> Trie:
     )
 
 
-@functools.lru_cache(maxsize=16)
-def _program(net: Network):
-    """Log-probabilities of each node after its parent, and of a word's end behind each form's last node."""
+class _Programs(NamedTuple):
+    """Jitted functions: the prefix of all questions, what is asked of a batch behind it, and parameter shardings."""
 
-    def run(params, tokens, valid, positions, order, edges, ends, closing, adapter):
-        logits = net.forward(
-            params, tokens, valid, tail=edges[1].shape[0] + 1, adapter=adapter, tree=(positions, order)
+    share: Callable
+    ask: Callable
+    params: Mapping[str, NamedSharding]
+
+
+@functools.lru_cache(maxsize=16)
+def _programs(net: Network, mesh: Mesh, shared: bool) -> _Programs:
+    params_sh = shardings(SAMPLE, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items()})
+    rows, whole = NamedSharding(mesh, PartitionSpec(BATCH)), replicated(mesh)
+
+    def ask(params, prefix, tokens, valid, positions, order, edges, ends, closing, adapter):
+        """Log-probabilities of each node after its parent, and of a word's end behind each form's last node."""
+        tokens, valid, positions, order = (
+            jax.lax.with_sharding_constraint(a, rows) for a in (tokens, valid, positions, order)
         )
-        whole = jax.nn.logsumexp(logits, axis=-1)  # (batch, nodes + 1)
+        x, _ = cached.read(net, params, tokens, valid, prefix=prefix, adapter=adapter, tree=(positions, order))
+        logits = cached.logits(net, params, x[:, -edges[1].shape[0] - 1 :])
+        total = jax.nn.logsumexp(logits, axis=-1)  # (batch, nodes + 1)
         parents, ids = edges
-        step = logits[:, parents, ids] - whole[:, parents]
+        step = logits[:, parents, ids] - total[:, parents]
         at = logits[:, ends]
-        close = jax.nn.logsumexp(jnp.where(closing[None, None], at, -jnp.inf), axis=-1) - whole[:, ends]
+        close = jax.nn.logsumexp(jnp.where(closing[None, None], at, -jnp.inf), axis=-1) - total[:, ends]
         return step, close
 
-    return jax.jit(run)
+    def share(params, tokens, length, adapter):
+        return cached.prefix_of(net, params, tokens, length, adapter=adapter)
+
+    prefix_sh = whole if shared else None
+    return _Programs(
+        jax.jit(share, in_shardings=(params_sh, *(whole,) * 3), out_shardings=whole),
+        jax.jit(ask, in_shardings=(params_sh, prefix_sh, *(whole,) * 8), out_shardings=whole),
+        params_sh,
+    )
 
 
 def _rows(prompts: Sequence[Sequence[int]], trie: Trie, width: int, pad: int) -> tuple[np.ndarray, ...]:
@@ -139,16 +164,22 @@ def exact(
         raise UsageError(
             f"a question and an answer take {longest} tokens and the model {net.config.length}; shorten one"
         )
-    params = jax.device_put(dict(params), replicated(mesh))
+    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
+    begin = common_prefix(prompts)
+    programs = _programs(net, mesh, bool(begin))
+    params = jax.device_put(dict(params), programs.params)
+    adapter = jax.device_put(adapter or {}, replicated(mesh))
+    prefix = programs.share(params, *padded(begin, pad), adapter) if begin else None
+    prompts, width = [prompt[len(begin) :] for prompt in prompts], width - len(begin)
     # In the tail the root stands first, so node n is at n + 1.
     edges = (trie.parents + 1, trie.tokens)
     ends = trie.ends[:, 0] + 1
     out = np.zeros((len(prompts), len(candidates)))
-    batch = min(batch, len(prompts))
+    batch = -(-min(batch, len(prompts)) // ways) * ways
     for first in range(0, len(prompts), batch):
         picked = [prompts[min(i, len(prompts) - 1)] for i in range(first, first + batch)]
         rows = _rows(picked, trie, width, pad)
-        step, close = _program(net)(params, *rows, edges, ends, closing, adapter or {})
+        step, close = programs.ask(params, prefix, *rows, edges, ends, closing, adapter)
         paths = _along(np.asarray(step, np.float64), trie)[:, trie.ends[:, 0]] + np.asarray(close, np.float64)
         for form, candidate in enumerate(trie.ends[:, 1]):
             count = min(batch, len(prompts) - first)

@@ -1,71 +1,35 @@
-"""The sampler: prefill, then one jitted while-loop over a donated cache, rows addressed by key.
+"""The sampler: prompts in, answers out, rows addressed by key.
 
-Row `i` draws token `t` with fold_in(fold_in(key, i), t), so a corpus is the same rows for any batch size, mesh or
-order; only a near-tie (two tokens whose perturbed logits differ by less than rounding) can fall otherwise. Logits are
-not kept: for a real vocabulary they would be hundreds of times larger than the tokens.
-
-A constraint (`subjax.sample.constraint`) leaves only tokens with which an answer can still end in an accepted text, and
-within the room there is. Its mask comes before everything else: temperature, top-k and top-p work on what it leaves, so
-a token is drawn from the model's distribution renormalized over the allowed ones, step by step (which is not the
-model's distribution over whole rows given that they are accepted). The noise of such a draw is still a function of
-(key, row, place), but of one value a column of the constraint and not one a token of the vocabulary: constrained rows
-are another corpus than unconstrained ones, and another vocabulary or grammar changes which value falls to which token.
+A fixed number of slots decode together in one jitted while-loop over a donated cache. When enough of them have ended,
+the loop is left, further prompts are read and put into them, and it goes on. What all prompts begin with is read once;
+a prompt that is asked several times is read once; and prompts of like length are read together, so that short ones are
+not padded to the longest. Nothing of this changes an answer: row `i` draws token `t` with fold_in(fold_in(key, i), t),
+so a corpus is the same rows for any number of slots, mesh or order; only a near-tie (`subjax.sample.drawing`) can fall
+otherwise. Logits are not kept: for a real vocabulary they would be hundreds of times larger than the tokens.
 """
 
-import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Int
 
 from subjax.errors import UsageError
-from subjax.models.network import Adapter, Cache, Network
+from subjax.models.network import Adapter, Network
 from subjax.parallel.mesh import replicated
-from subjax.parallel.rules import BATCH, SAMPLE, shardings
 from subjax.sample.constraint import Constraint
+from subjax.sample.drawing import NEAR_TIE, Sampling, draw, restrict
+from subjax.sample.prefixes import common_prefix, padded
+from subjax.sample.slots import Programs, programs
 
-NEAR_TIE = 1e-4  # margin of the two best perturbed logits, at temperature 1, under which rounding may choose otherwise
+__all__ = ["NEAR_TIE", "Drawn", "Sampling", "draw", "restrict", "sample"]
 
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn. Everything is explicit; nothing is inherited from a checkpoint's own defaults.
-
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off. `prompt` is the padded prompt length (the bucket) and
-    `completion` the most tokens an answer may have, the end token included; `end` (one id, or several) ends an answer
-    and `pad` fills what follows. An `end` of -1 is no token: every answer fills its room.
-    """
-
-    prompt: int
-    completion: int
-    end: int | tuple[int, ...]
-    pad: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    cache_dtype: str = "float32"
-
-    def __post_init__(self):
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise UsageError(
-                f"sampling: temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}:"
-                " want temperature >= 0, 0 < top_p <= 1, top_k >= 0"
-            )
-        if self.prompt < 1 or self.completion < 1:
-            raise UsageError(
-                f"sampling: a prompt of {self.prompt} and a completion of {self.completion} tokens;"
-                " want at least one of each"
-            )
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """The ids that end an answer."""
-        return self.end if isinstance(self.end, tuple) else (self.end,)
+WIDTH = 16  # prompts are read in widths that are multiples of this
+COLUMNS = 32  # and a cache's columns are a multiple of this: few shapes are compiled
+READ = 4  # prompts are read at least so many at a time where there are as many: fewer do not fill a processor
 
 
 class Drawn(NamedTuple):
@@ -75,137 +39,133 @@ class Drawn(NamedTuple):
     near_tie: np.ndarray
 
 
-class State(NamedTuple):
-    """What the decoding loop carries beside the cache."""
+class Chunk(NamedTuple):
+    """Prompts that are read together, and the rows that they are asked for.
 
-    place: Int[Array, ""]  # tokens drawn so far
-    token: Int[Array, " batch"]  # the last one
-    done: Bool[Array, " batch"]
-    tie: Bool[Array, " batch"]
-    drawn: Int[Array, "batch completion"]
-    at: Int[Array, " batch"] | None = None  # each row's state of the constraint, where there is one
-
-
-def restrict(logits: Float[Array, "batch vocab"], sampling: Sampling) -> Float[Array, "batch vocab"]:
-    """Logits at the sampling temperature, with tokens outside top-k and top-p at minus infinity.
-
-    Top-p (Holtzman et al. 2020, section 3.1) keeps the smallest set of likeliest tokens whose mass reaches `top_p`.
-    Sorts the vocabulary only where one of them is asked for.
+    Attributes:
+        prompts: their own parts, without the shared prefix.
+        rows: of each row its number among the prompts given to `sample`.
+        source: of each row its prompt's place in `prompts`.
     """
-    if sampling.temperature == 0:
-        return logits
-    logits = logits / sampling.temperature
-    if sampling.top_k and sampling.top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
-    if sampling.top_p < 1:
-        ranked = -jnp.sort(-logits, axis=-1)
-        before = jnp.cumsum(jax.nn.softmax(ranked, axis=-1), axis=-1) - jax.nn.softmax(ranked, axis=-1)
-        least = jnp.where(before < sampling.top_p, ranked, jnp.inf).min(-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return logits
+
+    prompts: list[tuple[int, ...]]
+    rows: list[int]
+    source: list[int]
 
 
-def draw(
-    logits: Float[Array, "batch vocab"], keys: Array, index: Int[Array, ""], sampling: Sampling
-) -> tuple[Int[Array, " batch"], Bool[Array, " batch"]]:
-    """One token a row by the Gumbel-max trick with key fold_in(row key, index), and whether it was a near-tie."""
-    scores = restrict(logits, sampling)
-    if sampling.temperature > 0:
-        noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, index), scores.shape[1:]))(keys)
-        scores = scores + noise
-    # Three plain reductions: on CPU top_k sorts the whole vocabulary (`benchmarks/cpu_choices.py` measures both).
-    ids = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
-    best = scores.max(-1, keepdims=True)
-    token = jnp.where(scores == best, ids, scores.shape[1] - 1).min(-1)
-    second = jnp.where(ids == token[:, None], -jnp.inf, scores).max(-1)
-    # Below temperature 1 the logits' rounding is scaled up with them.
-    margin = NEAR_TIE / min(sampling.temperature or 1.0, 1.0)
-    return token, best[:, 0] - second < margin
+class _Layout(NamedTuple):
+    """How prompts are read: the prefix of all, chunks of prompts, slots, rows put in at a time, prompts of a chunk."""
+
+    prefix: tuple[int, ...]
+    chunks: list[Chunk]
+    slots: int
+    group: int
+    read: int
+    columns: int
 
 
-def draw_allowed(
-    logits: Float[Array, "batch vocab"],
-    keys: Array,
-    index: Int[Array, ""],
-    sampling: Sampling,
-    constraint: Constraint | None,
-    at: Int[Array, " batch"] | None,
-) -> tuple[Int[Array, " batch"], Bool[Array, " batch"], Int[Array, " batch"] | None]:
-    """`draw` among the tokens that the constraint allows in the states `at`, and the states behind what was drawn.
-
-    A token is allowed where an answer can end behind it in the places that are left. One such token there always is, if
-    there was room at the start.
-    """
-    if constraint is None:
-        return *draw(logits, keys, index, sampling), None
-    behind = constraint.next[at].astype(jnp.int32)
-    room = sampling.completion - 1 - index
-    allowed = (behind >= 0) & (constraint.distance[behind] <= room)
-    column, tie = draw(jnp.where(allowed, logits[:, constraint.tokens], -jnp.inf), keys, index, sampling)
-    return constraint.tokens[column], tie, jnp.take_along_axis(behind, column[:, None], axis=1)[:, 0]
+def _rounded(n: int, multiple: int, most: int) -> int:
+    return min(-(-n // multiple) * multiple, most)
 
 
-def _ended(token: Int[Array, " batch"], sampling: Sampling) -> Bool[Array, " batch"]:
-    return (token[:, None] == jnp.array(sampling.ends, jnp.int32)[None]).any(1)
+def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, ways: int) -> _Layout:
+    """Lay out prompts (token ids without padding) for `batch` rows at a time on a mesh whose batch axes are `ways`."""
+    prefix = common_prefix(prompts)
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows_of.setdefault(prompt[len(prefix) :], []).append(row)
+    slots = max(ways, min(batch, len(prompts)) // ways * ways)
+    # An eighth of the slots stands empty for a time, at most, until rows are put in.
+    group = min(slots, max(READ, slots // 8))
+    # One prompt for each of these rows, or fewer where each is asked several times; not told by every repetition, so
+    # that blocks of rows find the same programs.
+    often = len(prompts) // len(rows_of)
+    read = group if often == 1 else min(max(READ, group // often), _power(len(rows_of)))
+    read = -(-read // ways) * ways
+    ordered = sorted(rows_of, key=len, reverse=True)
+    chunks = []
+    for first in range(0, len(ordered), read):
+        picked = ordered[first : first + read]
+        of = [(row, place) for place, prompt in enumerate(picked) for row in rows_of[prompt]]
+        chunks.append(Chunk(picked, [row for row, _ in of], [place for _, place in of]))
+    columns = _rounded(len(ordered[0]) + sampling.completion, COLUMNS, sampling.prompt + sampling.completion)
+    return _Layout(prefix, chunks, slots, group, read, columns)
 
 
-@functools.lru_cache(maxsize=32)
-def program(net: Network, sampling: Sampling, mesh: Mesh) -> tuple[Callable, Callable, Mapping]:
-    """(prefill, decode, parameter shardings) for a network and its sampling settings, jitted once.
+def _power(n: int) -> int:
+    """The least power of two that is not below `n`."""
+    return 1 << (n - 1).bit_length()
 
-    Both may be given an adapter and a constraint last, each None or its arrays: they are arguments, so that others of
-    the same shapes find the same compiled programs.
-    """
-    slots = sampling.prompt + sampling.completion
-    declared = {n: (d.shape, d.axes) for n, d in net.declarations.items()}
-    params_sh = shardings(SAMPLE, mesh, declared)
-    rows: Any = NamedSharding(mesh, PartitionSpec(BATCH))  # Any: the typed records below hold arrays elsewhere
-    kv_axes = ("layers", "batch", "length", "kv_heads", "head_dim")
-    kv_shape = (net.config.layers, 0, slots, net.config.kv_heads, net.config.head_dim)
-    kv: Any = SAMPLE.sharding(mesh, kv_shape, kv_axes, "key-value cache")
-    whole: Any = replicated(mesh)
-    state_sh, cache_sh = State(whole, rows, rows, rows, rows, rows), Cache(kv, kv, rows)
 
-    def prefill(params, tokens, valid, keys, adapter, constraint):
-        logits, cache = net.prefill(
-            params, tokens, valid, slots=slots, cache_dtype=sampling.cache_dtype, adapter=adapter
+class _Slots:
+    """The slots at work: what is in them, on the devices and as the host sees it."""
+
+    def __init__(self, compiled: Programs, layout: _Layout, sampling: Sampling, given: Mapping[str, Any]):
+        self.compiled, self.layout, self.sampling = compiled, layout, sampling
+        self.params, self.key, self.first = given["params"], given["key"], given["first"]
+        self.adapter, self.constraint = given["adapter"], given["constraint"]
+        self.state, self.cache = compiled.begin(layout.slots, layout.columns)
+        self.rows = np.full(layout.slots, -1)  # the row in each slot; -1 where there is none
+        self.prefix = None
+        if layout.prefix:
+            self.prefix = compiled.share(self.params, *padded(layout.prefix, sampling.pad), self.adapter)
+
+    def read(self, chunk: Chunk) -> tuple[jax.Array, Any, np.ndarray]:
+        """Logits behind a chunk's prompts, their keys and values, and their lengths."""
+        width = _rounded(max(map(len, chunk.prompts)), WIDTH, self.sampling.prompt)
+        tokens = np.full((self.layout.read, width), self.sampling.pad, np.int32)
+        valid = np.zeros(tokens.shape, bool)
+        lengths = np.ones(self.layout.read, np.int32)
+        for place in range(self.layout.read):
+            prompt = chunk.prompts[min(place, len(chunk.prompts) - 1)]  # filled up with the last one
+            tokens[place, width - len(prompt) :] = prompt
+            valid[place, width - len(prompt) :] = True
+            lengths[place] = len(prompt)
+        return *self.compiled.prefill(self.params, self.prefix, tokens, valid, self.adapter), lengths
+
+    def put(self, read: tuple[jax.Array, Any, np.ndarray], rows: Sequence[int], source: Sequence[int]) -> None:
+        """Put rows, each with its prompt among those that were read, into free slots."""
+        logits, kv, lengths = read
+        group, count = self.layout.group, len(rows)
+        slots = np.arange(group, dtype=np.int32) + self.layout.slots  # beyond the last: such a row is left out
+        slots[:count] = np.flatnonzero(self.rows < 0)[:count]
+        places, numbers = np.zeros(group, np.int32), np.zeros(group, np.int32)
+        places[:count], numbers[:count] = source, np.array(rows) + self.first
+        self.rows[slots[:count]] = rows
+        self.state, self.cache = self.compiled.place(
+            self.state, self.cache, logits, kv, lengths, places, slots, numbers, self.key, self.constraint
         )
-        at = None if constraint is None else jnp.full(tokens.shape[0], constraint.start, jnp.int32)
-        token, tie, at = draw_allowed(logits, keys, jnp.int32(0), sampling, constraint, at)
-        drawn = jnp.full((tokens.shape[0], sampling.completion), sampling.pad, jnp.int32).at[:, 0].set(token)
-        return State(jnp.int32(1), token, _ended(token, sampling), tie, drawn, at), cache
 
-    def decode(params, state, cache, keys, adapter, constraint):
-        def going(carry: tuple[State, Cache]):
-            return (carry[0].place < sampling.completion) & ~carry[0].done.all()
+    def decode(self, until: int, out: Drawn) -> None:
+        """Draw until so many slots are done, and write down the rows that have ended."""
+        self.state, self.cache, seen = self.compiled.decode(
+            self.params, self.prefix, self.state, self.cache, np.int32(until), self.adapter, self.constraint
+        )
+        over = np.asarray(seen.done) & (self.rows >= 0)
+        out.tokens[self.rows[over]] = np.asarray(seen.drawn)[over]
+        out.near_tie[self.rows[over]] = np.asarray(seen.tie)[over]
+        self.rows[over] = -1
 
-        def once(carry: tuple[State, Cache]):
-            state, cache = carry
-            slot = sampling.prompt + state.place - 1
-            logits, cache = net.step(params, state.token, slot, cache, adapter=adapter)
-            token, tie, at = draw_allowed(logits, keys, state.place, sampling, constraint, state.at)
-            token = jnp.where(state.done, sampling.pad, token)
-            drawn = jax.lax.dynamic_update_slice(state.drawn, token[:, None], (0, state.place))
-            tie = state.tie | (tie & ~state.done)
-            return State(state.place + 1, token, state.done | _ended(token, sampling), tie, drawn, at), cache
 
-        state, cache = jax.lax.while_loop(going, once, (state, cache))
-        return state.drawn, state.tie, cache  # the cache goes out so that its donated memory is reused
-
-    rest = (rows, whole, whole)  # keys; then what is small and whole on every device
-    prefill = jax.jit(prefill, in_shardings=(params_sh, rows, rows, *rest), out_shardings=(state_sh, cache_sh))
-    decode = jax.jit(decode, in_shardings=(params_sh, state_sh, cache_sh, *rest), donate_argnums=(2,))
-    # Jitted functions with shardings take no default for an argument.
-    return (
-        lambda params, tokens, valid, keys, adapter=None, constraint=None: prefill(
-            params, tokens, valid, keys, adapter, constraint
-        ),
-        lambda params, state, cache, keys, adapter=None, constraint=None: decode(
-            params, state, cache, keys, adapter, constraint
-        ),
-        params_sh,
-    )
+def _answered(slots: _Slots, out: Drawn) -> Drawn:
+    """All rows, put into slots as they come free."""
+    layout = slots.layout
+    waiting, read, taken = deque(layout.chunks), None, 0
+    while waiting or (slots.rows >= 0).any():
+        while waiting:
+            chunk = waiting[0]
+            count = min(layout.group, len(chunk.rows) - taken)
+            if (slots.rows < 0).sum() < count:
+                break
+            read = read or slots.read(chunk)
+            slots.put(read, chunk.rows[taken : taken + count], chunk.source[taken : taken + count])
+            taken += count
+            if taken == len(chunk.rows):
+                waiting.popleft()
+                read, taken = None, 0
+        wanted = min(layout.group, len(waiting[0].rows) - taken) if waiting else layout.slots
+        slots.decode(wanted, out)
+    return out
 
 
 def _check(constraint: Constraint, sampling: Sampling, net: Network) -> None:
@@ -227,6 +187,20 @@ def _check(constraint: Constraint, sampling: Sampling, net: Network) -> None:
         )
 
 
+def _check_prompts(prompts: Int[np.ndarray, "rows prompt"], sampling: Sampling, net: Network, first: int) -> None:
+    """Raise UsageError where prompts do not fit their bucket, or the model."""
+    if prompts.shape[1] != sampling.prompt:
+        raise UsageError(f"prompts have {prompts.shape[1]} tokens and the bucket is {sampling.prompt}; pad them to it")
+    if sampling.prompt + sampling.completion > net.config.length:
+        raise UsageError(
+            f"a prompt of {sampling.prompt} and a completion of {sampling.completion} tokens exceed the model's"
+            f" {net.config.length}; shorten one"
+        )
+    if (prompts[:, -1] == sampling.pad).any():
+        row = first + int((prompts[:, -1] == sampling.pad).argmax())
+        raise UsageError(f"prompt {row} ends in padding (token {sampling.pad}); pad prompts on the left")
+
+
 def sample(
     net: Network,
     params: Mapping[str, jax.Array],
@@ -246,7 +220,8 @@ def sample(
         net: the network; `params`: its plain parameters.
         prompts: token ids; `sampling.pad` marks the padding.
         sampling: how tokens are drawn. key: the node's sampling key. mesh: where it runs, rows over its batch axes.
-        batch: rows at a time; it does not change the answers.
+        batch: slots, rows that are decoded together; it does not change the answers. With more rows than slots, those
+            whose answers have ended make room for others.
         adapter: LoRA pairs that are not merged into `params`.
         constraint: leaves only tokens with which an answer can end as the constraint wants it; it then does end, within
             `sampling.completion` tokens.
@@ -255,33 +230,16 @@ def sample(
         UsageError: prompts of another length than the bucket, a bucket longer than the model's context, a prompt that
             ends in padding, or a constraint that does not fit the vocabulary, the end tokens or the room.
     """
-    if prompts.shape[1] != sampling.prompt:
-        raise UsageError(f"prompts have {prompts.shape[1]} tokens and the bucket is {sampling.prompt}; pad them to it")
-    if sampling.prompt + sampling.completion > net.config.length:
-        raise UsageError(
-            f"a prompt of {sampling.prompt} and a completion of {sampling.completion} tokens exceed the model's"
-            f" {net.config.length}; shorten one"
-        )
-    if (prompts[:, -1] == sampling.pad).any():
-        row = first + int((prompts[:, -1] == sampling.pad).argmax())
-        raise UsageError(f"prompt {row} ends in padding (token {sampling.pad}); pad prompts on the left")
+    _check_prompts(prompts, sampling, net, first)
     if constraint is not None:
         _check(constraint, sampling, net)
     if not len(prompts):
         return Drawn(np.zeros((0, sampling.completion), np.int32), np.zeros(0, bool))
-    prefill, decode, params_sh = program(net, sampling, mesh)
-    params = jax.device_put(dict(params), params_sh)
-    adapter, constraint = jax.device_put((adapter, constraint), replicated(mesh))
     ways = mesh.shape["replica"] * mesh.shape["fsdp"]
-    batch = max(ways, min(batch, len(prompts)) // ways * ways)
-    outs = []
-    for start in range(0, len(prompts), batch):
-        rows = np.arange(start, start + batch)
-        block = prompts[np.minimum(rows, len(prompts) - 1)]  # the last block is filled up with its last row
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(first + rows))
-        state, cache = prefill(params, block, block != sampling.pad, keys, adapter, constraint)
-        drawn, tie, _ = decode(params, state, cache, keys, adapter, constraint)
-        outs.append((start, drawn, tie))
-    tokens = np.concatenate([np.asarray(drawn) for _, drawn, _ in outs])[: len(prompts)]
-    near = np.concatenate([np.asarray(tie) for _, _, tie in outs])[: len(prompts)]
-    return Drawn(tokens, near)
+    layout = plan([tuple(row[row != sampling.pad].tolist()) for row in prompts], sampling, batch, ways)
+    compiled = programs(net, sampling, mesh, bool(layout.prefix))
+    given: dict[str, Any] = {"params": jax.device_put(dict(params), compiled.params), "first": first}
+    given["adapter"], given["constraint"] = jax.device_put((adapter, constraint), replicated(mesh))
+    given["key"] = np.asarray(jax.random.key_data(key))
+    out = np.full((len(prompts), sampling.completion), sampling.pad, np.int32)
+    return _answered(_Slots(compiled, layout, sampling, given), Drawn(out, np.zeros(len(prompts), bool)))

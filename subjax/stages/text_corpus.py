@@ -5,6 +5,8 @@ stand beside. Blocks of answers are kept while a corpus is made, so that one tha
 """
 
 import dataclasses
+import functools
+import math
 from collections import Counter
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from etils import epath
 from subjax.data import numbers, rows
 from subjax.data.number_grammar import number_grammar
 from subjax.errors import Preempted, SubjaxError
+from subjax.parallel.processes import group
 from subjax.parallel.rules import SAMPLE
 from subjax.sample.constraint import Constraint, compose
 from subjax.sample.sampler import Sampling, sample
@@ -26,6 +29,7 @@ from subjax.store import Store, digest_rows
 
 ROWS = "rows.parquet"
 BUCKET = 16  # a prompt's room is a multiple of this
+BLOCK, BLOCK_SLOTS = 256, 4  # a block of answers has at most so many prompts, or so many a slot
 NO_END = "no-end"  # the answer did not end within its room
 
 
@@ -138,17 +142,20 @@ def from_teacher(task: Task) -> Rows:
     answers: list[_Answer] = []
     ties: list[bool] = []
     kept, batch = 0, task.hints.get("batch", 64)
-    starts = range(0, len(prompts), batch)
-    blocks = spread.in_turn(starts, lambda first: _block(task, speaker, block, sampling, limit, first, batch))
-    for first, (tokens, tie) in zip(starts, blocks, strict=False):
-        answers += [_judged(speaker, row) for row in tokens]
-        ties += tie.tolist()
+    together = group().count
+    while kept < config["rows"] and len(answers) < len(prompts):
+        first = len(answers)
+        # In a job of several processes each takes a block of a round.
+        size = block_size(batch, -(-(config["rows"] - kept) // together), kept, first)
+        starts = range(first, min(first + size * together, len(prompts)), size)
+        draw = functools.partial(_block, task, speaker, block, sampling, limit, batch, size)
+        for tokens, tie in spread.in_turn(starts, draw):
+            answers += [_judged(speaker, row) for row in tokens]
+            ties += tie.tolist()
         kept = sum(answer.dropped is None for answer in answers)
         task.progress(min(kept, config["rows"]), config["rows"], "row")
-        if kept >= config["rows"]:
-            break
-        if task.should_stop():
-            raise Preempted(f"stopped after {first + batch} prompts; the same command goes on from there")
+        if kept < config["rows"] and task.should_stop():
+            raise Preempted(f"stopped after {len(answers)} prompts; the same command goes on from there")
     passed = [i for i, answer in enumerate(answers) if answer.dropped is None][: config["rows"]]
     # Counted up to the last row that was kept, so that the counts do not depend on the batch size either.
     seen = answers[: passed[-1] + 1] if kept >= config["rows"] else answers
@@ -163,6 +170,17 @@ def from_teacher(task: Task) -> Rows:
     )
     sampled = sum(len(answer.tokens) + 1 for answer in seen)
     return Rows(corpus, dict(sorted(counts.items())), sampled, int(np.array(ties)[passed].sum()))
+
+
+def block_size(batch: int, missing: int, kept: int, asked: int) -> int:
+    """How many prompts are asked before their answers are kept on disk: a multiple of the slots.
+
+    So many that slots seldom stand empty at a block's end, and no more than the missing rows seem to take, as far as
+    can be told from the rows kept of those asked.
+    """
+    share = max(kept, 1) / asked if asked else 1.0
+    needed = math.ceil(missing / share)
+    return min(max(BLOCK_SLOTS * batch, BLOCK // batch * batch), -(-needed // batch) * batch)
 
 
 def _constraint(speaker: speakers.Speaker) -> Constraint:
@@ -200,19 +218,19 @@ def _judged(speaker: speakers.Speaker, row: np.ndarray) -> _Answer:
 
 def _block(
     task: Task, speaker: speakers.Speaker, prompts: np.ndarray, sampling: Sampling, limit: Constraint | None,
-    first: int, batch: int,
+    batch: int, size: int, first: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Answers of the prompts from `first` on: sampled, or as they were kept by another process or a stopped run."""
+    """Answers of `size` prompts from `first` on: sampled, or as another process or a stopped run kept them."""
 
     def draw() -> dict[str, np.ndarray]:
         drawn = sample(
-            speaker.net, speaker.params, prompts[first : first + batch], sampling=sampling,
+            speaker.net, speaker.params, prompts[first : first + size], sampling=sampling,
             key=jax.random.key(task.config["seed"]), mesh=task.local, first=first, batch=batch,
             adapter=speaker.adapter, constraint=limit,
         )  # fmt: skip
         return {"tokens": drawn.tokens, "tie": drawn.near_tie}
 
-    found = spread.kept(task, f"answers-{first:08d}-{batch}", draw)
+    found = spread.kept(task, f"answers-{first:08d}-{size}", draw)
     return found["tokens"], found["tie"]
 
 

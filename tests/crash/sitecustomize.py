@@ -97,18 +97,16 @@ def checkpoints(module) -> None:
 def sampler(module) -> None:
     """In the decoding of a corpus."""
 
-    def decoding(programs, _net, sampling, _mesh):
-        prefill, decode, shardings = programs
-
+    def decoding(programs, _net, sampling, *_):
         def decode_and_die(*args):
-            out = decode(*args)
+            out = programs.decode(*args)
             if sampling.completion > 2:  # an answer to a question is shorter
                 now("sampling")
             return out
 
-        return prefill, decode_and_die, shardings
+        return programs._replace(decode=decode_and_die)
 
-    around(module, "program", after=decoding)
+    around(module, "programs", after=decoding)
 
 
 def preference(module) -> None:
