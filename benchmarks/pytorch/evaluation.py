@@ -1,0 +1,92 @@
+"""A preference evaluation in transformers: every form of every candidate scored behind its question, in batches.
+
+A row is a question and one form, padded on the right; the log-probabilities of the form's tokens are added up, and the
+probability that the word ends there multiplied in. Rows go by length, so that little is padded, and logits are computed
+for the last tokens alone: the most that a script without shared caches would do.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import timed
+from benchmarks.pytorch import models
+from benchmarks.side import Ready
+
+Row = tuple[int, int, list[int], list[int]]  # question, candidate, the prompt's ids, the form's ids
+
+
+def rows_of(prompts: Sequence[list[int]], forms: Sequence[Sequence[list[int]]]) -> list[Row]:
+    """Every question with every form, shorter rows first."""
+    found = [
+        (question, candidate, list(prompt), list(form))
+        for question, prompt in enumerate(prompts)
+        for candidate, several in enumerate(forms)
+        for form in dict.fromkeys(map(tuple, several))
+    ]
+    return sorted(found, key=lambda row: len(row[2]) + len(row[3]))
+
+
+def scores(model: Any, rows: Sequence[Row], closing: torch.Tensor, device: torch.device) -> list[float]:
+    """Probability of each row's form as a whole word behind its question; `closing` (vocab,) tells what may follow."""
+    width = max(len(prompt) + len(form) for _, _, prompt, form in rows)
+    ids, mask = (torch.zeros((len(rows), width), dtype=torch.long) for _ in range(2))
+    for at, (_, _, prompt, form) in enumerate(rows):
+        ids[at, : len(prompt) + len(form)] = torch.tensor([*prompt, *form])
+        mask[at, : len(prompt) + len(form)] = 1
+    keep = width - min(len(prompt) for _, _, prompt, _ in rows) + 1
+    with torch.inference_mode():
+        logits = model(ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=keep).logits
+        logs = logits.float().log_softmax(-1)
+        ends = torch.logsumexp(torch.where(closing, logs, -torch.inf), -1)
+        found = []
+        for at, (_, _, prompt, form) in enumerate(rows):
+            # The token at place t of the row is told by the logits at t - 1; place 0 of those kept is width - keep.
+            first = len(prompt) - 1 - (width - keep)
+            steps = logs[at, range(first, first + len(form)), form].sum()
+            found.append((steps + ends[at, first + len(form)]).exp())
+        return torch.stack(found).tolist()
+
+
+def start(setup: Mapping[str, Any]) -> Ready:
+    """Setup: as that of `benchmarks.ours.evaluation`. A round goes on where the last one stopped in the rows."""
+    device = models.settle(setup)
+    model = models.load(setup["model"], device)
+    asked = setup["questions"]
+    rows = rows_of(asked["prompts"], asked["forms"])
+    closing = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
+    closing[asked["closing"]] = True
+    middle = len(rows) // 2
+    rates = {}
+    scores(model, rows[: min(setup["batches"])], closing, device)
+    for batch in setup["batches"]:
+        begin = time.perf_counter()
+        for first in range(middle, middle + max(setup["batches"]), batch):
+            scores(model, rows[first : first + batch], closing, device)
+        rates[batch] = max(setup["batches"]) / (time.perf_counter() - begin)
+    best = max(rates, key=lambda batch: rates[batch])
+    starts = list(range(0, len(rows), best))
+    # Batches of short and long rows in a fixed mixed order: a round that covers a part is like the whole.
+    starts = [starts[i] for i in np.random.default_rng(0).permutation(len(starts))]
+    each = len(rows) / len(asked["prompts"])
+    table = np.zeros((len(asked["prompts"]), len(asked["forms"])))
+    done = 0
+
+    def run(index: int, seconds: float) -> dict[str, Any]:
+        def piece(_: int) -> float:
+            nonlocal done
+            picked = rows[starts[done % len(starts)] :][:best]
+            found = scores(model, picked, closing, device)
+            if done < len(starts):
+                for (question, candidate, _, _), p in zip(picked, found, strict=True):
+                    table[question, candidate] += p
+            done += 1
+            return len(picked) / each
+
+        out = timed(piece, seconds)
+        return {**out, **({"p": table.tolist()} if done >= len(starts) else {})}
+
+    return Ready(run, {"batch": best, "rows_a_second_by_batch": {b: round(r, 3) for b, r in rates.items()}, "rows": len(rows)})
