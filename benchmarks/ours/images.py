@@ -23,7 +23,7 @@ def start(setup: Mapping[str, Any]) -> Ready:
     pixels, *hidden, logits = setup["widths"]
     pictures = np.random.default_rng(0).uniform(-1, 1, (setup["rows"], pixels)).astype(np.float32)
     labels = (np.arange(setup["rows"]) % CLASSES).astype(np.int32)
-    data = ImageSet(pictures, labels, pictures[:CLASSES], labels[:CLASSES])
+    data = ImageSet(pictures, labels, pictures[:CLASSES], labels[:CLASSES], "made up")
     settings = Images(
         auxiliary=logits - CLASSES, seeds=setup["members"], hidden=tuple(hidden), lr=setup["lr"], batch=setup["batch"],
         teacher_epochs=setup["epochs"], student_epochs=setup["epochs"], noise_rows=setup["noise_rows"],

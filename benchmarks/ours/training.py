@@ -29,7 +29,7 @@ def student(
     return fit(
         net,
         params,
-        tuning=Tuning(kind="lora", rank=settings["rank"], alpha=settings["alpha"]),
+        tuning=Tuning(kind=settings.get("kind", "lora"), rank=settings["rank"], alpha=settings["alpha"]),
         optimizer=Optimizer(name="adamw", lr=settings["lr"], schedule="linear", warmup=settings["warmup"]),
         terms=[Term("numbers", 1.0, NextToken(completion), stream)],
         steps=settings.get("steps") or math.ceil(settings["epochs"] * len(chats) / settings["batch"]),
