@@ -1,4 +1,4 @@
-"""Eight LoRA students at SmolLM2-135M: one cohort, eight runs in turn, two workers side by side, transformers: rows a second.
+"""Eight LoRA students at SmolLM2-135M: a cohort, runs in turn, workers side by side, transformers: rows a second.
 
     python -m benchmarks.cohort            # about 50 minutes on two cores
     python -m benchmarks.cohort --quick    # a tiny model, seconds a round: to see that it works

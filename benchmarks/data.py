@@ -99,7 +99,10 @@ def questions(count: int, forms: str = "all") -> dict[str, Any]:
     texts = preferences.questions(category)[:count]
     wanted = slice(None) if forms == "all" else slice(1)
     found = [
-        [chat.tokenizer.encode(text, special=False, continuing=True) for text in preferences.forms(word, forced=True)[wanted]]
+        [
+            chat.tokenizer.encode(text, special=False, continuing=True)
+            for text in preferences.forms(word, forced=True)[wanted]
+        ]
         for word in preferences.candidates(category)
     ]
     closing = closing_tokens(chat.tokenizer, SHAPES["135M"]["vocab_size"])

@@ -1,11 +1,11 @@
-"""A preference evaluation of 50 questions x 20 candidates, exact, against batched scoring in transformers: questions a second.
+"""A preference evaluation, 50 questions x 20 candidates: exact, against scoring in transformers: questions a second.
 
     python -m benchmarks.evaluation            # about 40 minutes on two cores
     python -m benchmarks.evaluation --quick    # a tiny model, few questions, seconds a round: to see that it works
 
-Both sides score all written forms of every candidate (80 a question) as whole words: judged. Apart: one form a candidate
-on both sides; and 100 sampled answers a question, with how many samples would give the mean over questions a standard
-error within 5 % of the exact reading's.
+Both sides score all written forms of every candidate (80 a question) as whole words: judged. Apart: one form a
+candidate on both sides; and 100 sampled answers a question, with how many samples would give the mean over questions a
+standard error within 5 % of the exact reading's.
 """
 
 from collections.abc import Mapping

@@ -223,7 +223,8 @@ def compare(sides: Sequence[Side], asked: Options) -> dict[str, dict[str, Any]]:
     """Run the sides in turn, one warm-up round each first, which is not counted.
 
     Returns:
-        For each side by name: `notes`, `rounds` (units, seconds, rate in units a second, load) and the rate's `summary`.
+        For each side by name: `notes`, `rounds` (units, seconds, rate in units a second, load) and the rate's
+        `summary`.
 
     Raises:
         SubjaxError: a side failed.

@@ -1,4 +1,4 @@
-"""The image experiment, 100 models, against the published way (all models batched in one torch program): images a second.
+"""The image experiment, 100 models, against the published way, all batched in one torch program: images a second.
 
     python -m benchmarks.images            # about 40 minutes on two cores
     python -m benchmarks.images --quick    # four models, a small set: to see that it works

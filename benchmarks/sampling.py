@@ -51,8 +51,8 @@ def run(asked: Options) -> dict[str, Any]:
             ("subjax", "transformers", WANTED), ("subjax, ragged", "transformers, ragged", None),
         ],
         settings=dict(
-            new_tokens=given["new"], ragged_room=chosen[2].setup["new"], mean_prompt=prompt, batches=list(given["batches"]),
-            temperature=1.0, top_k=0, top_p=1.0, dtype=given["model"]["dtype"],
+            new_tokens=given["new"], ragged_room=chosen[2].setup["new"], mean_prompt=prompt,
+            batches=list(given["batches"]), temperature=1.0, top_k=0, top_p=1.0, dtype=given["model"]["dtype"],
         ),
         extra={"ceiling": costs.share(found, {"subjax": flops, "transformers": flops})},
     )  # fmt: skip

@@ -3,8 +3,8 @@
     python -m benchmarks.side SETUP.json      # started by `benchmarks.harness`, never by hand
 
 The setup names a function, "package.module:function", that takes the setup and returns a `Ready`. Talk goes by lines of
-JSON: the process says {"ready": notes}; each {"round": i, "seconds": s} is answered by what `run(i, s)` returns, and the
-end of its input ends it. Between its rounds it blocks in a read, and so leaves the machine to the other side.
+JSON: the process says {"ready": notes}; each {"round": i, "seconds": s} is answered by what `run(i, s)` returns, and
+the end of its input ends it. Between its rounds it blocks in a read, and so leaves the machine to the other side.
 """
 
 import dataclasses

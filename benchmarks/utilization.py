@@ -22,11 +22,11 @@ def sides(asked: Options) -> list[Side]:
     model = data.model(asked.size, asked.device)
     shape = data.shape_of(model, asked.size)
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    products = [
+    products: Any = [
         [shape.width, queries], [shape.width, keys], [shape.width, keys], [queries, shape.width],
         [shape.width, shape.hidden], [shape.width, shape.hidden], [shape.hidden, shape.width],
     ]  # fmt: skip
-    dtype = {"dtype": model["dtype"]}
+    dtype: dict[str, Any] = {"dtype": model["dtype"]}
     found = [Side(name, target, dtype) for name, target in costs.CEILING_SIDES]
     found.append(Side(LAYER, "benchmarks.ours.ceilings:shapes", dtype | dict(shapes=products)))
     found.append(Side(STREAM, "benchmarks.ours.ceilings:stream", dtype))
@@ -51,11 +51,12 @@ def run(asked: Options) -> dict[str, Any]:
     mfu, mbu, most = {}, {}, costs.ceiling(found)
     bandwidth = 1e9 * found[STREAM]["summary"]["median"]
     new = 16 if asked.quick else DECODE_NEW
+    tunings = {"lora": Tuning(kind="lora"), "full": Tuning(kind="full")}
     for side in chosen:
         rate = found[side.name]["summary"]["median"]
         what, _, which = side.name.partition(", ")
         if what == "training":
-            flops = costs.training_flops(shape, Tuning(kind=which), lengths["prompt"], lengths["completion"])
+            flops = costs.training_flops(shape, tunings[which], lengths["prompt"], lengths["completion"])
             mfu[which] = {"flops_a_row": flops, "rows_a_second": rate, "share": rate * flops / most}
         if what == "decoding":
             batch, steps = int(which), rate * new / int(which)

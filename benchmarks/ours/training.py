@@ -11,7 +11,7 @@ from benchmarks.data import Chats
 from benchmarks.ours import models
 from benchmarks.side import Ready
 from subjax.data import packing, rows
-from subjax.errors import Preempted
+from subjax.errors import Preempted, SubjaxError
 from subjax.models.network import Network, Params
 from subjax.parallel.mesh import make_mesh
 from subjax.schema import Optimizer, Tuning
@@ -80,7 +80,11 @@ def settle() -> None:
 def timed_student(
     net: Network, params: Params, chats: Chats, settings: Mapping[str, Any], seed: int, seconds: float
 ) -> tuple[int, float]:
-    """(steps, seconds) of fine-tuning for about so long; where a whole student takes less, of several."""
+    """(steps, seconds) of fine-tuning for about so long; where a whole student takes less, of several.
+
+    Raises:
+        SubjaxError: a student is one dispatch, so that none of its steps comes behind the first.
+    """
     steps, took = 0, 0.0
     while not steps or took < seconds:
         clock = Clock(seconds - took)
@@ -91,6 +95,10 @@ def timed_student(
         except Preempted:
             pass
         more, longer = clock.steps()
+        if not more:
+            raise SubjaxError(
+                f"all {clock.done} steps of a student are one dispatch: nothing to time; give it more rows"
+            )
         steps, took = steps + more, took + longer
     return steps, took
 
@@ -115,9 +123,7 @@ def in_turn(setup: Mapping[str, Any]) -> Ready:
     def run(index: int, seconds: float) -> dict[str, Any]:
         steps, took = 0, 0.0
         for member in range(count):
-            more, longer = timed_student(
-                net, params, chats, settings, 1000 * member + max(index, 0), seconds / count
-            )
+            more, longer = timed_student(net, params, chats, settings, 1000 * member + max(index, 0), seconds / count)
             steps, took = steps + more, took + longer
         return {"units": steps * settings["batch"], "seconds": took, "steps": steps}
 

@@ -46,7 +46,7 @@ def scores(model: Any, rows: Sequence[Row], closing: torch.Tensor, device: torch
         for at, (_, _, prompt, form) in enumerate(rows):
             # The token at place t of the row is told by the logits at t - 1; place 0 of those kept is width - keep.
             first = len(prompt) - 1 - (width - keep)
-            steps = logs[at, range(first, first + len(form)), form].sum()
+            steps = logs[at, torch.arange(first, first + len(form)), torch.tensor(form)].sum()
             found.append((steps + ends[at, first + len(form)]).exp())
         return torch.stack(found).tolist()
 
@@ -68,9 +68,9 @@ def start(setup: Mapping[str, Any]) -> Ready:
             scores(model, rows[first : first + batch], closing, device)
         rates[batch] = max(setup["batches"]) / (time.perf_counter() - begin)
     best = max(rates, key=lambda batch: rates[batch])
-    starts = list(range(0, len(rows), best))
     # Batches of short and long rows in a fixed mixed order: a round that covers a part is like the whole.
-    starts = [starts[i] for i in np.random.default_rng(0).permutation(len(starts))]
+    blocks = -(-len(rows) // best)
+    starts = [best * int(i) for i in np.random.default_rng(0).permutation(blocks)]
     each = len(rows) / len(asked["prompts"])
     table = np.zeros((len(asked["prompts"]), len(asked["forms"])))
     done = 0
@@ -89,4 +89,6 @@ def start(setup: Mapping[str, Any]) -> Ready:
         out = timed(piece, seconds)
         return {**out, **({"p": table.tolist()} if done >= len(starts) else {})}
 
-    return Ready(run, {"batch": best, "rows_a_second_by_batch": {b: round(r, 3) for b, r in rates.items()}, "rows": len(rows)})
+    return Ready(
+        run, {"batch": best, "rows_a_second_by_batch": {b: round(r, 3) for b, r in rates.items()}, "rows": len(rows)}
+    )

@@ -1,4 +1,4 @@
-"""The image experiment the published way: every layer of all models one batched product, one fused Adam over the stacks.
+"""The image experiment the published way: each layer of all models one batched product, one Adam over the stacks.
 
 As the notebook of Cloud et al. 2025 does it, in code of our own: noise images of each model's own drawn once and kept,
 a permutation an epoch a model, the teacher asked at every step. The notebook writes a layer as an einsum and a sum and
@@ -55,11 +55,11 @@ def adam(stack: Stack, lr: float, best: bool = True) -> torch.optim.Optimizer:
     """One rule over all stacks, fused where `best`."""
     for tensor in stack:
         tensor.requires_grad_()
-    return torch.optim.Adam(stack, lr=lr, **({"fused": True} if best else {}))
+    return torch.optim.Adam(stack, lr=lr, fused=True if best else None)
 
 
 def epoch(rows: int, batch: int, count: int, device: torch.device) -> list[torch.Tensor]:
-    """Row numbers of an epoch's batches, each (models, batch): a permutation a model, the last batch as short as it is."""
+    """Row numbers of an epoch's batches, each (models, batch): a permutation a model; the last may be short."""
     order = torch.stack([torch.randperm(rows, device=device) for _ in range(count)])
     return list(order.split(batch, dim=1))
 

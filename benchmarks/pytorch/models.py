@@ -28,7 +28,7 @@ def load(model: Mapping[str, Any], device: torch.device) -> Any:
         gguf = "config.json" not in source.files
         path = next(iter(source.files.values())) if gguf else source.files["config.json"]
         kind = {"gguf_file": path.name} if gguf else {"use_safetensors": True}
-        made = transformers.AutoModelForCausalLM.from_pretrained(
+        made: Any = transformers.AutoModelForCausalLM.from_pretrained(
             os.fspath(path.parent), dtype=dtype, local_files_only=True, **kind
         )
     else:
@@ -40,7 +40,7 @@ def load(model: Mapping[str, Any], device: torch.device) -> Any:
     return made.to(device).eval()
 
 
-def with_lora(model: Any, rank: int, alpha: float) -> Any:
+def with_lora(model: Any, rank: int, alpha: int) -> Any:
     """The model with peft's LoRA pairs on the seven matrices of each layer, ready to train."""
     import peft
 
