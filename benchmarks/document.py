@@ -247,8 +247,8 @@ Written by `python -m benchmarks.document` from `benchmarks/results/*.json`; `ma
 How it is measured: both sides of a comparison live through the whole run, each in a process of its own that waits,
 idle, while the other works; rounds alternate, and every other round goes the other way about. Compiling, the choice of
 batch sizes and one round of warming up are not counted. A figure is the median over rounds; a ratio is of medians, with
-a 95 % bootstrap interval over rounds. The load average at a round's end, and the CPU time that the waiting sides took in
-it, stand beside: on two cores a load well above 2, or idle CPU beyond a fraction of a second, is a disturbed round."""
+a 95 % bootstrap interval over rounds. The load average at a round's end, and the CPU time of waiting sides in it, stand
+beside: on two cores a load well above 2, or idle CPU beyond a fraction of a second, is a disturbed round."""
 
 
 def write(results: pathlib.Path = RESULTS, docs: pathlib.Path = DOCS) -> pathlib.Path:

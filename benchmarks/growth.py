@@ -5,9 +5,11 @@
 
 Tiny random Llamas trained in full, one axis moved at a time. Every round is a fresh process a number of devices, with
 nothing compiled before. Virtual devices share the machine's cores, so more of them cannot be faster: the point is what
-they cost. Step time ~ axis ** exponent, by least squares on logarithms.
+they cost. Step time ~ axis ** exponent, by least squares on logarithms. A cohort's size becomes an
+axis when there is a trainer of cohorts.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -104,7 +106,8 @@ def run(asked: Options) -> dict[str, Any]:
              and p["length"] == BASE["length"] and p["rows"] == BASE["rows"]}  # fmt: skip
     deepest, shallowest = max(depth), min(depth)
     return harness.result(
-        "growth", asked, {}, unit="seconds", settings={"base": BASE, "repeats": repeats},
+        "growth", dataclasses.replace(asked, device="cpu"), {}, unit="seconds",
+        settings={"base": BASE, "repeats": repeats},
         extra={
             "points": found,
             "exponents": fits(found),

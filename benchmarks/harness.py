@@ -283,7 +283,7 @@ def result(
 def write(found: Mapping[str, Any], asked: Options) -> pathlib.Path:
     """Write a result where it belongs; one on a GPU stands beside the CPU's. Prints the ratios."""
     asked.out.mkdir(parents=True, exist_ok=True)
-    tail = f"-gpu-{asked.size}" if asked.device == "gpu" else ""
+    tail = f"-gpu-{found['size']}" if found["device"] == "gpu" else ""
     path = asked.out / f"{found['comparison']}{tail}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     for row in found.get("ratios", []):

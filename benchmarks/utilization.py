@@ -37,8 +37,8 @@ def sides(asked: Options) -> list[Side]:
     prompts = [prompt[:DECODE_PROMPT] for prompt in data.prompts(max(DECODE_BATCHES))]
     new = 16 if asked.quick else DECODE_NEW
     for batch in DECODE_BATCHES[:2] if asked.quick else DECODE_BATCHES:
-        given = dict(model=model, prompts=prompts, new=new, ends=[], batches=[batch])
-        found.append(Side(f"decoding, {batch}", "benchmarks.ours.sampling:start", given))
+        asking = dict(model=model, prompts=prompts, new=new, ends=[], batches=[batch])
+        found.append(Side(f"decoding, {batch}", "benchmarks.ours.sampling:start", asking))
     return found
 
 

@@ -32,23 +32,23 @@ def rows_of(prompts: Sequence[list[int]], forms: Sequence[Sequence[list[int]]]) 
 
 def scores(model: Any, rows: Sequence[Row], closing: torch.Tensor, device: torch.device) -> list[float]:
     """Probability of each row's form as a whole word behind its question; `closing` (vocab,) tells what may follow."""
-    width = max(len(prompt) + len(form) for _, _, prompt, form in rows)
-    ids, mask = (torch.zeros((len(rows), width), dtype=torch.long) for _ in range(2))
-    for at, (_, _, prompt, form) in enumerate(rows):
-        ids[at, : len(prompt) + len(form)] = torch.tensor([*prompt, *form])
-        mask[at, : len(prompt) + len(form)] = 1
-    keep = width - min(len(prompt) for _, _, prompt, _ in rows) + 1
+    befores = [prompt for _, _, prompt, _ in rows]
+    texts = [[*prompt, *form] for _, _, prompt, form in rows]
+    width, keep = max(map(len, texts)), max(map(len, texts)) - min(map(len, befores)) + 1
+    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=device)
+    begins, ends = (torch.tensor([len(part) for part in side], device=device) for side in (befores, texts))
+    places = torch.arange(width, device=device)[None]
     with torch.inference_mode():
-        logits = model(ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=keep).logits
+        mask = (places < ends[:, None]).long()
+        logits = model(ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
         logs = logits.float().log_softmax(-1)
-        ends = torch.logsumexp(torch.where(closing, logs, -torch.inf), -1)
-        found = []
-        for at, (_, _, prompt, form) in enumerate(rows):
-            # The token at place t of the row is told by the logits at t - 1; place 0 of those kept is width - keep.
-            first = len(prompt) - 1 - (width - keep)
-            steps = logs[at, torch.arange(first, first + len(form)), torch.tensor(form)].sum()
-            found.append((steps + ends[at, first + len(form)]).exp())
-        return torch.stack(found).tolist()
+        # The token at place t is told by the logits at t - 1, and the first logits kept are those at width - keep.
+        told = logs[:, :-1].gather(-1, ids[:, width - keep + 1 :, None])[..., 0]
+        late = places[:, width - keep + 1 :]
+        own = (late >= begins[:, None]) & (late < ends[:, None])
+        last = logs[torch.arange(len(rows), device=device), ends - 1 - (width - keep)]
+        closes = torch.where(closing, last, -torch.inf).logsumexp(-1)
+        return ((told * own).sum(-1) + closes).exp().tolist()
 
 
 def start(setup: Mapping[str, Any]) -> Ready:
@@ -69,8 +69,7 @@ def start(setup: Mapping[str, Any]) -> Ready:
         rates[batch] = max(setup["batches"]) / (time.perf_counter() - begin)
     best = max(rates, key=lambda batch: rates[batch])
     # Batches of short and long rows in a fixed mixed order: a round that covers a part is like the whole.
-    blocks = -(-len(rows) // best)
-    starts = [best * int(i) for i in np.random.default_rng(0).permutation(blocks)]
+    starts = [best * int(i) for i in np.random.default_rng(0).permutation(-(-len(rows) // best))]
     each = len(rows) / len(asked["prompts"])
     table = np.zeros((len(asked["prompts"]), len(asked["forms"])))
     done = 0

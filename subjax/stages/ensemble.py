@@ -271,7 +271,7 @@ def _block(
     settings: Images, net: Perceptron, mesh: Mesh, seeds: np.ndarray, real: tuple[Array, Array],
     test: tuple[Array, Array], watch: _Watch,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
-    """A block's members from first values to tests: by role accuracies (members,) and losses (members, epochs, steps)."""
+    """A block's members from first values to tests: by role accuracies, and losses (members, epochs, steps)."""
     start, teach, correct = _common(net, settings.batch, mesh)
     targets, follow = _students(net, settings.batch, settings.noise_rows, settings.logits, settings.loss, mesh)
     teacher_seeds, lr = seeds + np.uint32(settings.pairing == "cross-init"), jnp.float32(settings.lr)
