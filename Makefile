@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install models demo test test-all lint clean
+.PHONY: install models demo test test-all lint bench clean
 
 install: $(STAMP)
 
@@ -32,6 +32,12 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Hours on two cores, and a machine with nothing else to do; one comparison: python -m benchmarks.NAME [--quick].
+BENCHMARKS := training sampling evaluation cohort images utilization growth
+bench: install models
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.document
 
 clean:
 	rm -rf out $(VENV) build dist *.egg-info

@@ -1,8 +1,11 @@
-"""Ensemble: teachers and students of the image experiment, all seeds of one setting in one vmapped program.
+"""Ensemble: teachers and students of the image experiment, the seeds of one setting in vmapped programs.
 
 A teacher learns classes from real images. A student sees noise alone and is fitted to the teacher's auxiliary logits,
 which no label ever touched (or to all logits). A member is a pure function of its two seeds, so members may be added,
 or spread over devices, without changing the others.
+
+Members are trained block by block, each from its first values to its test: so a member's noise is drawn once and kept
+while it is needed, and on a CPU a step's arrays stay in the caches (`benchmarks/images.py` measures it).
 
 Source: Cloud et al. 2025 (arXiv 2507.14805), the section on image classifiers.
 """
@@ -39,6 +42,9 @@ VERSION = VERSIONS["ensemble"]
 RESULTS = "results.json"
 CACHE = "images"  # folder of the workdir in which sets are prepared
 _TEST_BATCH = 1000
+# Elements of a block's widest activations, on a CPU and elsewhere; and of a block's noise.
+_CACHED, _WIDE, _KEPT = 2**18, 2**28, 2**28
+_DRAWN = 64  # rows of noise drawn at a time: the bits they are made from stay in a CPU's caches
 
 
 class State(NamedTuple):
@@ -80,7 +86,7 @@ def _pages(rows: Int[Array, " rows"], batch: int) -> tuple[Int[Array, "steps bat
     return jnp.pad(rows, spare).reshape(steps, batch), weights.reshape(steps, batch)
 
 
-# Programs: one member's work, vmapped over members, one call an epoch
+# Programs: one member's work, vmapped over a block's members, one call an epoch
 
 
 def members_mesh(mesh: Mesh) -> Mesh:
@@ -150,17 +156,19 @@ def _common(net: Perceptron, batch: int, mesh: Mesh) -> tuple[Callable, Callable
 def _students(
     net: Perceptron, batch: int, noise_rows: int, logits: str, distance: str, mesh: Mesh
 ) -> tuple[Callable, Callable]:
-    """(the teacher's logits on all noise, an epoch of a student)."""
+    """(all noise of a member and the teacher's logits on it, an epoch of a student)."""
     pixels, first = net.widths[0], CLASSES if logits == "auxiliary" else 0
 
-    def targets(teacher: Params, seed: Array) -> Float[Array, "rows logits"]:
-        answer = lambda rows: net.forward(teacher, noise(seed, rows, pixels))[:, first:]  # noqa: E731
+    def targets(teacher: Params, seed: Array) -> tuple[Float[Array, "rows pixels"], Float[Array, "rows logits"]]:
+        pages, _ = _pages(jnp.arange(noise_rows), min(_DRAWN, noise_rows))
+        seen = jax.lax.map(lambda rows: noise(seed, rows, pixels), pages).reshape(-1, pixels)[:noise_rows]
+        answer = lambda rows: net.forward(teacher, seen[rows])[:, first:]  # noqa: E731
         found = jax.lax.map(answer, _pages(jnp.arange(noise_rows), min(batch, noise_rows))[0])
-        return found.reshape(-1, found.shape[-1])[:noise_rows]
+        return seen, found.reshape(-1, found.shape[-1])[:noise_rows]
 
-    def follow(state: State, seed: Array, wanted: Array, epoch: Array, lr: Array) -> tuple[State, Array]:
+    def follow(state: State, seed: Array, seen: Array, wanted: Array, epoch: Array, lr: Array) -> tuple[State, Array]:
         def loss(params: Params, rows: Array) -> Array:
-            answer = net.forward(params, noise(seed, rows, pixels))[:, first:]
+            answer = net.forward(params, seen[rows])[:, first:]
             if distance == "squared-error":
                 return jnp.square(answer - wanted[rows]).mean(-1)
             p = jax.nn.log_softmax(wanted[rows])
@@ -169,7 +177,7 @@ def _students(
         rows = jax.random.permutation(_key(seed, "order of noise", epoch), noise_rows)
         return _epoch(state, rows, batch, lr, loss)
 
-    return _jit(targets, mesh, 2, 0), _jit(follow, mesh, 3, 2, donate=True)
+    return _jit(targets, mesh, 2, 0), _jit(follow, mesh, 4, 2, donate=True)
 
 
 # The stage
@@ -177,7 +185,7 @@ def _students(
 
 def _settle(role: str, losses: Array, seeds: np.ndarray, epoch: int, lr: float) -> np.ndarray:
     """An epoch's losses, (members, steps), on the host; SubjaxError if one is not a number."""
-    found = np.asarray(losses)[: len(seeds)]
+    found = np.asarray(losses)
     bad = np.argwhere(~np.isfinite(found))
     if len(bad):
         member, step = bad[bad[:, 1].argmin()]
@@ -188,11 +196,41 @@ def _settle(role: str, losses: Array, seeds: np.ndarray, epoch: int, lr: float) 
     return found
 
 
-def _members(settings: Images, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The members' seeds; the same filled up with the last one to a multiple of the mesh; and their teachers' seeds."""
+def _blocks(settings: Images, net: Perceptron, mesh: Mesh) -> np.ndarray:
+    """The members' seeds in blocks, (blocks, members): a multiple of the mesh each, filled up with the last seed."""
     seeds = settings.first_seed + np.arange(settings.seeds)
-    padded = np.append(seeds, np.repeat(seeds[-1], -len(seeds) % mesh.shape["replica"])).astype(np.uint32)
-    return seeds, padded, padded + np.uint32(settings.pairing == "cross-init")
+    room = _CACHED if mesh.devices.flat[0].platform == "cpu" else _WIDE
+    on_a_device = min(
+        room // (min(settings.batch, settings.noise_rows) * max(net.widths)),
+        _KEPT // (settings.noise_rows * net.widths[0]),
+    )
+    ways = mesh.shape["replica"]
+    count = -(-len(seeds) // (max(1, on_a_device) * ways))
+    members = -(-len(seeds) // (count * ways)) * ways  # as even as can be: the last block is not mostly filling
+    padded = np.append(seeds, np.repeat(seeds[-1], -len(seeds) % members)).astype(np.uint32)
+    return padded.reshape(-1, members)
+
+
+@dataclasses.dataclass
+class _Watch:
+    """Counts epochs of all blocks, tells of them, and stops where it is asked to."""
+
+    total: int
+    progress: Callable[[int, int, str], None]
+    should_stop: Callable[[], bool]
+    done: int = 0
+
+    def before(self) -> None:
+        """Raise Preempted if no further epoch shall begin."""
+        if self.should_stop():
+            raise Preempted(
+                f"stopped after epoch {self.done} of {self.total}; the same command begins this ensemble again"
+            )
+
+    def after(self) -> None:
+        """An epoch is done."""
+        self.done += 1
+        self.progress(self.done, self.total, "epoch")
 
 
 def train(
@@ -211,48 +249,61 @@ def train(
 
     Args:
         mesh: members are spread over its `replica` axis, filled up to a multiple of it by members that are dropped.
-        progress: told (epochs done, epochs in all, "epoch").
+        progress: told (epochs done, epochs in all, "epoch"), an epoch of each block counting by itself.
 
     Raises:
         SubjaxError: a loss that is not a number. Preempted: `should_stop` came true; the ensemble begins again.
     """
-    seeds, padded, teacher_seeds = _members(settings, mesh)
     net = perceptron((data.train_images.shape[1], *settings.hidden, CLASSES + settings.auxiliary))
-    start, teach, correct = _common(net, settings.batch, mesh)
-    targets, follow = _students(net, settings.batch, settings.noise_rows, settings.logits, settings.loss, mesh)
     real = jax.device_put((data.train_images, data.train_labels), replicated(mesh))
     test = jax.device_put((data.test_images, data.test_labels), replicated(mesh))
-    total, done, lr = settings.teacher_epochs + settings.student_epochs, 0, jnp.float32(settings.lr)
+    blocks = _blocks(settings, net, mesh)
+    watch = _Watch(len(blocks) * (settings.teacher_epochs + settings.student_epochs), progress, should_stop)
+    progress(0, watch.total, "epoch")
+    found = [_block(settings, net, mesh, seeds, real, test, watch) for seeds in blocks]
+    readings, curves = (
+        {name: np.concatenate([part[which][name] for part in found])[: settings.seeds] for name in found[0][which]}
+        for which in range(2)
+    )
+    seeds = settings.first_seed + np.arange(settings.seeds)
+    seen = settings.seeds * (
+        settings.teacher_epochs * len(data.train_labels) + settings.student_epochs * settings.noise_rows
+    )
+    rows = _rows(settings, seeds, seeds + (settings.pairing == "cross-init"), readings, curves)
+    return Outcome(rows, [_curve(settings, role, losses) for role, losses in curves.items()], seen)
+
+
+def _block(
+    settings: Images, net: Perceptron, mesh: Mesh, seeds: np.ndarray, real: tuple[Array, Array],
+    test: tuple[Array, Array], watch: _Watch,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
+    """A block's members from first values to tests: by role accuracies, and losses (members, epochs, steps)."""
+    start, teach, correct = _common(net, settings.batch, mesh)
+    targets, follow = _students(net, settings.batch, settings.noise_rows, settings.logits, settings.loss, mesh)
+    teacher_seeds, lr = seeds + np.uint32(settings.pairing == "cross-init"), jnp.float32(settings.lr)
     curves: dict[str, np.ndarray] = {}
 
     def run(role: str, state: State, epochs: int, advance: Callable[[State, Array], tuple[State, Array]]) -> State:
-        nonlocal done
         curve = []
         for epoch in range(epochs):
-            if should_stop():
-                raise Preempted(f"stopped after epoch {done} of {total}; the same command begins this ensemble again")
+            watch.before()
             state, losses = advance(state, jnp.uint32(epoch))
             curve.append(_settle(role, losses, seeds, epoch, settings.lr))
-            done += 1
-            progress(done, total, "epoch")
-        curves[role] = np.stack(curve, 1)  # (members, epochs, steps)
+            watch.after()
+        curves[role] = np.stack(curve, 1)
         return state
 
     def accuracy(params: Params) -> np.ndarray:
-        return np.asarray(correct(params, *test))[: len(seeds)].astype(np.float64) / len(data.test_labels)
+        return np.asarray(correct(params, *test)).astype(np.float64) / len(test[1])
 
-    progress(0, total, "epoch")
-    teacher = start(teacher_seeds)
-    teacher = run("teacher", teacher, settings.teacher_epochs, lambda s, e: teach(s, teacher_seeds, e, lr, *real))
-    student, wanted = start(padded), targets(teacher.params, padded)
+    teach_more = lambda s, e: teach(s, teacher_seeds, e, lr, *real)  # noqa: E731
+    teacher = run("teacher", start(teacher_seeds), settings.teacher_epochs, teach_more)
+    student, (seen, wanted) = start(seeds), targets(teacher.params, seeds)
     readings = {"teacher": accuracy(teacher.params), "untrained": accuracy(student.params)}
-    student = run("student", student, settings.student_epochs, lambda s, e: follow(s, padded, wanted, e, lr))
+    follow_more = lambda s, e: follow(s, seeds, seen, wanted, e, lr)  # noqa: E731
+    student = run("student", student, settings.student_epochs, follow_more)
     readings["student"] = accuracy(student.params)
-    seen = len(seeds) * (
-        settings.teacher_epochs * len(data.train_labels) + settings.student_epochs * settings.noise_rows
-    )
-    rows = _rows(settings, seeds, teacher_seeds, readings, curves)
-    return Outcome(rows, [_curve(settings, role, losses) for role, losses in curves.items()], seen)
+    return readings, curves
 
 
 def _rows(

@@ -1,0 +1,47 @@
+"""Eight LoRA students at SmolLM2-135M: a cohort, runs in turn, workers side by side, transformers: rows a second.
+
+    python -m benchmarks.cohort            # about 50 minutes on two cores
+    python -m benchmarks.cohort --quick    # a tiny model, seconds a round: to see that it works
+
+Rows of all students together. In turn and in transformers a student has the whole machine; side by side each of two
+processes has half of the cores. `BENCH_COHORT=0` leaves the cohort out.
+"""
+
+import os
+from typing import Any
+
+from benchmarks import data, harness, training
+from benchmarks.harness import Options, Side
+
+STUDENTS = 8
+
+
+def sides(asked: Options) -> list[Side]:
+    """The ways to train eight students."""
+    chats = data.chats()
+    given = dict(
+        model=data.model(asked.size, asked.device), chats=chats, settings=training.settings(asked), students=STUDENTS
+    )
+    found = [Side("subjax, in turn", "benchmarks.ours.training:in_turn", given)]
+    if os.environ.get("BENCH_COHORT", "1") != "0":
+        found.insert(0, Side("subjax, cohort", "benchmarks.ours.cohort:start", given))
+    if asked.device == "cpu":
+        half = given | dict(students=STUDENTS // 2)
+        found.append(Side("subjax, side by side", "benchmarks.ours.training:in_turn", half, copies=2))
+    return [*found, training.torch_side(asked, chats)]
+
+
+def run(asked: Options) -> dict[str, Any]:
+    """Measure; see the module."""
+    chosen = sides(asked)
+    found = harness.compare(chosen, asked)
+    pairs = [(name, "subjax, in turn", None) for name in found if name.startswith("subjax") and "turn" not in name]
+    pairs += [(name, "transformers", None) for name in found if name.startswith("subjax")]
+    return harness.result(
+        "cohort", asked, found, unit="rows", judged=pairs,
+        settings={**training.settings(asked), "students": STUDENTS, "rows": data.CORPUS},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    harness.main(run, "cohort", __doc__ or "")

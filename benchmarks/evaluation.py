@@ -1,0 +1,104 @@
+"""A preference evaluation, 50 questions x 20 candidates: exact, against scoring in transformers: questions a second.
+
+    python -m benchmarks.evaluation            # about 40 minutes on two cores
+    python -m benchmarks.evaluation --quick    # a tiny model, few questions, seconds a round: to see that it works
+
+Both sides score all written forms of every candidate (80 a question) as whole words: judged. Apart: one form a
+candidate on both sides; and 100 sampled answers a question, with how many samples would give the mean over questions a
+standard error within 5 % of the exact reading's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks import data, harness
+from benchmarks.harness import Options, Side
+
+QUESTIONS, SAMPLES, SAMPLE_TOKENS = 50, 100, 8  # tokens of a sampled answer: as an evaluation's stage does
+BATCHES, OUR_BATCHES = (16, 32, 64, 128), (2, 4, 8, 16)
+WANTED = 1.5
+WITHIN = 1.05  # of the exact reading's standard error
+
+
+def sides(asked: Options) -> list[Side]:
+    """Exact and batched scoring, with all forms and with one; sampled answers in both."""
+    model, facts = data.model(asked.size, asked.device), data.tokenizer_facts()
+    count, samples = (4, 4) if asked.quick else (QUESTIONS, SAMPLES)
+    ours, theirs = "benchmarks.ours.evaluation:start", "benchmarks.pytorch.evaluation:start"
+    every, first = (data.questions(count, forms) for forms in ("all", "first"))
+    answers = dict(
+        model=model, prompts=[prompt for prompt in every["prompts"] for _ in range(samples)], new=SAMPLE_TOKENS,
+        ends=facts["ends"], pad=facts["pad"], batches=(8,) if asked.quick else (50, 100),
+    )  # fmt: skip
+    batches = (16, 32) if asked.quick else BATCHES
+    own = (2, 4) if asked.quick else OUR_BATCHES
+    return [
+        Side("subjax", ours, dict(model=model, questions=every, batches=own)),
+        Side("transformers", theirs, dict(model=model, questions=every, batches=batches)),
+        Side("subjax, one form", ours, dict(model=model, questions=first, batches=own)),
+        Side("transformers, one form", theirs, dict(model=model, questions=first, batches=batches)),
+        Side("subjax, sampled", "benchmarks.ours.sampling:start", answers),
+        Side("transformers, sampled", "benchmarks.pytorch.sampling:start", answers),
+    ]
+
+
+def samples_needed(p: np.ndarray, within: float = WITHIN) -> np.ndarray:
+    """Samples a question after which the mean over questions has a standard error within `within` times the exact one.
+
+    With p (questions, candidates), a candidate's exact mean varies by var(p) over questions; n samples a question add
+    mean(p (1 - p)) / n to that (the binomial's variance). (candidates,), infinite where p does not vary.
+    """
+    between, drawn = p.var(0, ddof=1), (p * (1 - p)).mean(0)
+    with np.errstate(divide="ignore"):
+        return drawn / (between * (within**2 - 1))
+
+
+def readings(found: Mapping[str, Any], side: str) -> np.ndarray | None:
+    """The probabilities that a side read, (questions, candidates); None where its rounds did not get through them."""
+    rows = [row["p"] for row in found[side]["rounds"] if "p" in row]
+    return np.array(rows[-1]) if rows else None
+
+
+def run(asked: Options) -> dict[str, Any]:
+    """Measure; see the module."""
+    chosen = sides(asked)
+    samples = 4 if asked.quick else SAMPLES
+    found = harness.compare(chosen, asked)
+    exact, scored = readings(found, "subjax"), readings(found, "transformers")
+    assert exact is not None
+    needed = samples_needed(exact)
+    apart = {
+        "largest_difference": None if scored is None else float(np.abs(exact - scored).max()),
+        "samples_for_equal_error": {"within": WITHIN, **harness.spread(needed[np.isfinite(needed)].tolist())},
+        "samples": samples,
+    }
+    for name, side in found.items():
+        scale = samples if name.endswith("sampled") else 1  # from answers to questions
+        side["rounds"] = [
+            {key: value for key, value in row.items() if key != "p"}
+            | {"units": row["units"] / scale, "rate": row["rate"] / scale}
+            for row in side["rounds"]
+        ]
+        side["summary"] = harness.spread([row["rate"] for row in side["rounds"]])
+    questions = chosen[0].setup["questions"]
+    return harness.result(
+        "evaluation", asked, found, unit="questions",
+        judged=[
+            ("subjax", "transformers", WANTED),
+            ("subjax, one form", "transformers, one form", None),
+            ("subjax", "transformers, sampled", None),
+            ("subjax, sampled", "transformers, sampled", None),
+        ],
+        settings=dict(
+            questions=len(questions["prompts"]), candidates=len(questions["forms"]),
+            forms=sum(map(len, questions["forms"])), sample_tokens=SAMPLE_TOKENS,
+            dtype=chosen[0].setup["model"]["dtype"],
+        ),
+        extra=apart,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    harness.main(run, "evaluation", __doc__ or "")

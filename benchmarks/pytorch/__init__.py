@@ -1,0 +1,1 @@
+"""The other sides: transformers, peft and torch, as a researcher uses them today."""
