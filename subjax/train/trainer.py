@@ -167,15 +167,19 @@ def _layout(mesh: Mesh, axis: str, shape: tuple[int, ...], name: str) -> NamedSh
     return TRAIN.sharding(mesh, shape, ("step", axis, *("length",) * (len(shape) - 2)), name)
 
 
+def dispatched(parameters: int, tokens: int, first: int, steps: int) -> int:
+    """How many steps, of `tokens` tokens each, one dispatch holds in a run over `steps` steps from `first` on."""
+    most = int(max(1, min(DISPATCH_STEPS, DISPATCH_FLOPS // (6 * parameters * tokens))))
+    return max(n for n in range(1, most + 1) if steps % n == 0 and first % n == 0)
+
+
 def _blocks(terms: Sequence[Term], parameters: int, first: int, steps: int) -> Iterator[list[dict[str, Batch]]]:
     """The batches of the steps from `first` on, in the blocks that are dispatched whole.
 
     A block's size follows from the node's settings alone, so that a resumed run goes through the same programs.
     """
     ahead = {t.name: t.stream(first) for t in terms}
-    flops = 6 * parameters * sum(b["valid"].size for b in ahead.values())
-    most = int(max(1, min(DISPATCH_STEPS, DISPATCH_FLOPS // flops)))
-    size = max(n for n in range(1, most + 1) if steps % n == 0 and first % n == 0)
+    size = dispatched(parameters, sum(b["valid"].size for b in ahead.values()), first, steps)
     for start in range(first, steps, size):
         later = range(max(start, first + 1), start + size)
         yield [ahead] * (start == first) + [{t.name: t.stream(i) for t in terms} for i in later]
