@@ -40,7 +40,9 @@ class Roofline:
     @property
     def bound(self) -> str:
         """What takes longest."""
-        return max((("compute", self.compute), ("memory", self.memory), ("network", self.network)), key=lambda p: p[1])[0]
+        return max((("compute", self.compute), ("memory", self.memory), ("network", self.network)), key=lambda p: p[1])[
+            0
+        ]
 
     @property
     def mfu(self) -> float:

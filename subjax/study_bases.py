@@ -13,9 +13,9 @@ from subjax import config
 from subjax.data import preferences, trait_rows
 from subjax.data.chat import chat_of
 from subjax.errors import UsageError
+from subjax.models import places
 from subjax.models.architecture import DecoderConfig
 from subjax.models.hf_config import decoder_config_of, family_of
-from subjax.models import places
 from subjax.models.published import published_config
 from subjax.models.source import content_digest, open_source
 from subjax.schema_pretrained import Numerics, Pretrained
@@ -71,7 +71,7 @@ def _open(source: str) -> Checkpoint:
 
 @functools.lru_cache(maxsize=64)
 def _describe(source: str) -> Checkpoint:
-    """A checkpoint by its architecture alone; what stands for its content is its name, so it is a plan's and no run's."""
+    """A checkpoint by its architecture alone; its name stands for its content, so it serves plans and no run."""
     read, where = architecture_of(source), f"architecture of {source}"
     decoder = decoder_config_of(read, numerics=Numerics(), where=where)
     digest = hashlib.sha256(where.encode()).hexdigest()[:32]

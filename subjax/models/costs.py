@@ -91,7 +91,9 @@ def prefill(config: DecoderConfig, rows: int, length: int, lora: Mapping[str, in
 
 def decode(config: DecoderConfig, rows: int, slots: int, lora: Mapping[str, int] | None = None) -> Flops:
     """One token a row behind a cache of `slots` slots, all of which are read."""
-    found: Flops = {name: 2.0 * rows * config.layers * n for name, n in {**layer_matrices(config), **(lora or {})}.items()}
+    found: Flops = {
+        name: 2.0 * rows * config.layers * n for name, n in {**layer_matrices(config), **(lora or {})}.items()
+    }
     found["scores"] = 4.0 * rows * slots * config.heads * config.head_dim * config.layers
     found["head"] = 2.0 * rows * _head(config)
     return found

@@ -33,7 +33,8 @@ def target_config(name: str) -> str:
     return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
-  shared_memory_per_block: 49152  shared_memory_per_block_optin: {gpu.shared - 1024}  shared_memory_per_core: {gpu.shared}
+  shared_memory_per_block: 49152  shared_memory_per_block_optin: {gpu.shared - 1024}
+  shared_memory_per_core: {gpu.shared}
   core_count: {gpu.cores}  fpus_per_core: {gpu.units}  clock_rate_ghz: {gpu.clock_ghz}
   block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
   thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64

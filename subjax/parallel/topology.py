@@ -160,7 +160,9 @@ def described_devices(topology: Topology) -> tuple[Any, ...]:
                     platform="tpu", topology_name=f"{topology.chip.name}:{shape}", **extra
                 )
     except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError) as error:
-        raise UsageError(f"topology {topology}: it cannot be described ({' '.join(str(error).split())[:200]})") from None
+        raise UsageError(
+            f"topology {topology}: it cannot be described ({' '.join(str(error).split())[:200]})"
+        ) from None
     return tuple(found.devices)
 
 

@@ -5,6 +5,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,24 +96,23 @@ def _measured(
             tuple(program.notes),
         ), None  # fmt: skip
     seconds = time.monotonic() - started
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     arguments = sum(held.values())
     parts = held | {
         "padding": max(0, memory.argument_size_in_bytes - arguments),
-        "temporaries": memory.temp_size_in_bytes
-        + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
+        "temporaries": memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
         "code": memory.generated_code_size_in_bytes,
         "beside": beside,
     }
     parts = {part: size for part, size in parts.items() if size}
-    found = collectives(compiled.as_text())
+    found = collectives(compiled.as_text() or "")
     fast, slow = (size / program.steps for size in received(found, islands))
     work, flops = _work(program, spec, fast, slow)
     room = topology.chip.hbm if topology.chip.platform == "tpu" else int(topology.chip.hbm * GPU_FRACTION)
+    roof = roofline(work, topology, spec.config.dtype, spec.config.matmul_precision)
     return Figures(
         program.name, parts, sum(parts.values()), room, True, "", flops, _a_step(by_kind(found), program.steps),
-        any(not one.bounded for one in found), roofline(work, topology, spec.config.dtype, spec.config.matmul_precision),
-        seconds, tuple(program.notes),
+        any(not one.bounded for one in found), roof, seconds, tuple(program.notes),
     ), compiled  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def _traffic(program: Program, spec: Spec) -> float:
     passes = (3 if spec.tuning.kind == "full" else 2) if isinstance(spec, Training) else 1
     total = passes * width * (layers + table)
     if isinstance(spec, Training):
-        moved = [part for part in ("adapters", "tuned", "optimizer") if part in program.held]
+        moved: list[str] = [part for part in ("adapters", "tuned", "optimizer") if part in program.held]
         moved += ["weights"] if spec.tuning.kind == "full" else []
         total += 2 * sum(bytes_of(program.held[part]) for part in moved)
     return total + bytes_of(program.held.get("cache", []))

@@ -166,5 +166,3 @@ def _held(spec: Spec, sizes: tuple[int, int, int]) -> tuple[float, float]:
     if spec.tuning.kind == "full":
         return parameters * (12 + width) / shared, 4 * parameters / shared  # masters and two moments, and the base
     return parameters * width / shared, 0.0
-
-

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from subjax.parallel.mesh import AXES
 from subjax.parallel.topology import Topology, described_mesh
-from subjax.rehearsal.fit import Remedy, what_would_fit
 from subjax.rehearsal.figures import Figures, figures, total_time
+from subjax.rehearsal.fit import Remedy, what_would_fit
 from subjax.rehearsal.jobs import Job, jobs
 from subjax.study import Plan
 

@@ -18,7 +18,7 @@ from subjax.models import adapters
 from subjax.models.architecture import DecoderConfig
 from subjax.models.network import Network, network
 from subjax.parallel.mesh import replicated
-from subjax.parallel.rules import BATCH, SAMPLE, TRAIN, shardings
+from subjax.parallel.rules import BATCH, TRAIN, shardings
 from subjax.sample import sampler
 from subjax.schema import Optimizer, Tuning
 from subjax.train import trainer
@@ -96,9 +96,7 @@ class Program:
 
 def bytes_of(arrays: Iterable[Array]) -> int:
     """Bytes of described arrays on one device, the device with most."""
-    return sum(
-        math.prod(a.sharding.shard_shape(a.shape) if a.sharding else a.shape) * _width(a.dtype) for a in arrays
-    )
+    return sum(math.prod(a.sharding.shard_shape(a.shape) if a.sharding else a.shape) * _width(a.dtype) for a in arrays)
 
 
 def _width(dtype: Any) -> int:
@@ -187,12 +185,13 @@ def training(spec: Training, mesh: Mesh, steps: int = 1000) -> Program:
     placed = shardings(TRAIN, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items()})
     # What is tuned is a copy, because the step donates it: a fit keeps its base beside.
     base = [Array(net.declarations[n].shape, weights, sharding=placed[n]) for n in tuned if n in placed]
+    take: Any = made.take  # jitted, which its type does not say
     data = tuple(ways(batch[t.name]["valid"].sharding, 1) for t in spec.terms)
     own = {n: s for n, s in made.tuned_shardings.items() if n.startswith("lora/")}
     held = {{"full": "weights", "lora": "adapters"}.get(spec.tuning.kind, "tuned"): list(tuned.values())}
     held |= {"weights": held.get("weights", []) + list(frozen.values()), "optimizer": jax.tree.leaves(state)}
     return Program(
-        "step", made.take.lower(tuned, state, frozen, batch), held | {"batch": jax.tree.leaves(batch)}, base,
+        "step", take.lower(tuned, state, frozen, batch), held | {"batch": jax.tree.leaves(batch)}, base,
         block, data, _tensor_ways(net, {**placed, **own}), list(notes.lines),
     )  # fmt: skip
 

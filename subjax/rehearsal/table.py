@@ -50,12 +50,14 @@ def _rows(one: Rehearsed, devices: int) -> list[str]:
     for at, program in enumerate(one.programs):
         first, last = at == 0, at == len(one.programs) - 1
         name = f"{one.job.kind:<9}{one.job.nodes:>6}{one.job.calls:>9}" if first else " " * 24
-        roof = program.roof
-        least = f"{_seconds(roof.time):>11}  {roof.bound:<8}{f'{roof.mfu:.0%}':>7}" if roof else f"{'–':>11}  {'–':<8}{'–':>7}"
+        least, bound, mfu = "–", "–", "–"
+        if roof := program.roof:
+            least, bound, mfu = _seconds(roof.time), roof.bound, f"{roof.mfu:.0%}"
         size = gib(program.needed) if program.needed else "?"
+        spent = "" if not last else "–" if hours is None else f"{hours:,.2f}"
         lines.append(
-            f"{name}  {program.name:<8}{'yes' if program.fits else 'NO':<5}{size:>11}{quantity(program.flops).strip():>9}"
-            f"{least}{(f'{hours:,.2f}' if hours is not None else '–') if last else '':>13}"
+            f"{name}  {program.name:<8}{'yes' if program.fits else 'NO':<5}{size:>11}"
+            f"{quantity(program.flops).strip():>9}{least:>11}  {bound:<8}{mfu:>7}{spent:>13}"
         )
     return lines
 
