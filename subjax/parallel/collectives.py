@@ -157,7 +157,8 @@ def collectives(text: str) -> list[Collective]:
                 one = _collective(match, line, name, times, bounded)
                 channel = re.search(r"channel_id=(\d+)", line)
                 # Pieces of one chain may lie in loops that it overlaps with: it runs as often as its rarest piece.
-                key = ("chain" if "chain_id=" in line else home, channel[1] if channel else (name, label), one.bytes)
+                apart = "chain" if "chain_id=" in line else home
+                key = (apart, one.kind, one.bytes, channel[1] if channel else (name, label))
                 if key not in seen or times < seen[key].times:
                     seen[key] = one
             elif "-done(" not in line.split("metadata=")[0]:
@@ -172,8 +173,9 @@ def collectives(text: str) -> list[Collective]:
 def _collective(match: re.Match, line: str, inside: str, times: int, bounded: bool) -> Collective:
     kind = match[2]
     arrays = [(dtype, dims) for dtype, dims in _ARRAY.findall(match[1]) if dtype in _WIDTHS]
-    if match[3] and kind in ("all-gather", "collective-permute"):  # a started one shows its operand beside its result
-        arrays = arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[:1]
+    if match[3] and kind != "all-reduce":  # a started one shows its operands before its results, and flags behind
+        arrays = [array for array in arrays if array != ("u32", "")]
+        arrays = arrays[len(arrays) // 2 :]
     groups = _groups(line)
     group = len(groups[0]) if groups else _mesh_group(line)
     size = sum(_WIDTHS[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in arrays)
