@@ -1,5 +1,7 @@
 """Collectives read from compiled programs: from lines as the compilers write them, and from a program compiled here."""
 
+# ruff: noqa: E501  (lines of compiled programs are as long as they are)
+
 import json
 import os
 import subprocess

@@ -90,7 +90,11 @@ def test_a_described_mesh_is_as_a_real_one():
 @needs("v5e:4x4")
 @pytest.mark.parametrize(
     ("text", "sizes", "kind"),
-    [("v5e:4x4", (2, 4, 2), "TPU v5 lite"), ("v5p:8x8x8", (1, 64, 8), "TPU v5"), ("v6e:4x4", (1, 1, 16), "TPU v6 lite")],
+    [
+        ("v5e:4x4", (2, 4, 2), "TPU v5 lite"),
+        ("v5p:8x8x8", (1, 64, 8), "TPU v5"),
+        ("v6e:4x4", (1, 1, 16), "TPU v6 lite"),
+    ],
 )
 def test_tpus_are_described(text, sizes, kind):
     mesh = described_mesh(parse_topology(text), sizes)
