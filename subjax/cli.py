@@ -6,6 +6,7 @@ Imports stand inside the commands, so that each loads what it needs: a run with 
 
 import dataclasses
 import errno
+import importlib.util
 import json
 import os
 import signal
@@ -308,6 +309,7 @@ def dispatch(words: Sequence[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise UsageError(f"unknown command {words[0]!r}: {nearest(words[0], list(COMMANDS))}")
+    _without_tpu()
     command = COMMANDS[words[0]]
     arguments = parse(words[0], command, words[1:])
     before = signal.signal(signal.SIGTERM, _terminated)
@@ -315,6 +317,15 @@ def dispatch(words: Sequence[str]) -> int:
         return command.do(arguments)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _without_tpu() -> None:
+    """Keep JAX from looking for a TPU where libtpu is there to plan with and no TPU is: it would complain at length."""
+    if importlib.util.find_spec("libtpu") is not None:
+        from subjax.run import accelerator_visible
+
+        if not accelerator_visible():
+            os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _terminated(*_: Any) -> None:
