@@ -194,14 +194,12 @@ def test_estimates_follow_rows_and_shares():
 )
 @pytest.mark.slow
 def test_what_would_fit_is_compiled():
-    """Half a million rows at a time do not fit a GPU; fewer do, by the compiler's word."""
-    base = next(job for job in jobs(study.plan(config.load("configs/quickstart.py", []))) if job.kind == "base")
-    wide = with_rows(base.spec, 2**19)
-    topology = parse_topology("h100:1x1")
-    mesh = (1, 1, 1)
-    found = figures(wide, topology, described_mesh(topology, mesh))
+    """Eight thousand rows at a time do not fit a GPU; fewer do, by the compiler's word."""
+    [_, student] = planned(PAPER, "models=s=HuggingFaceTB/SmolLM2-135M-Instruct", "student.batch=8192")
+    topology, mesh = parse_topology("h100:1x1"), (1, 1, 1)
+    found = figures(student.spec, topology, described_mesh(topology, mesh))
     assert not found[0].fits
-    remedy = what_would_fit(wide, topology, mesh, found)
+    remedy = what_would_fit(student.spec, topology, mesh, found)
     assert remedy is not None
     assert remedy.verified
     assert remedy.needed < found[0].room < found[0].needed

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from subjax.errors import SubjaxError
 from subjax.models import costs
 from subjax.models.network import network
 from subjax.parallel.collectives import by_kind, collectives, received
@@ -20,6 +21,8 @@ from subjax.roofline import Roofline, Work, roofline
 
 # JAX takes this part of a GPU's memory when it starts (its XLA_PYTHON_CLIENT_MEM_FRACTION), so there is no more.
 GPU_FRACTION = 0.75
+# Tile sizes of products in Triton are found by trying them on a device; where there is none they may not be found.
+_OPTIONS: dict[str, Any] = {"cuda": {"xla_gpu_enable_triton_gemm": False}}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -81,10 +84,13 @@ def _measured(
     beside = bytes_of(program.beside)
     started = time.monotonic()
     try:
-        compiled = program.lowered.compile()
+        compiled = program.lowered.compile(compiler_options=_OPTIONS.get(topology.chip.platform))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise SubjaxError(
+                f"{program.name}: the compiler for {topology} failed, not for want of memory: {said}"
+            ) from error
         needed, room = refused(str(error), sum(held.values()) + beside)
         room = room or topology.chip.hbm
         words = " ".join(str(error).split())
