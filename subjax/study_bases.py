@@ -3,16 +3,20 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from subjax import config
 from subjax.data import preferences, trait_rows
 from subjax.data.chat import chat_of
 from subjax.errors import UsageError
+from subjax.models import places
 from subjax.models.architecture import DecoderConfig
 from subjax.models.hf_config import decoder_config_of, family_of
+from subjax.models.published import published_config
 from subjax.models.source import content_digest, open_source
 from subjax.schema_pretrained import Numerics, Pretrained
 
@@ -65,15 +69,48 @@ def _open(source: str) -> Checkpoint:
     return Checkpoint(source, content_digest(opened)[:32], family_of(opened.config, source), decoder)
 
 
-def checkpoint_of(settings: Pretrained, base: Base) -> Checkpoint:
-    """The opened checkpoint of a base.
+@functools.lru_cache(maxsize=64)
+def _describe(source: str) -> Checkpoint:
+    """A checkpoint by its architecture alone; its name stands for its content, so it serves plans and no run."""
+    read, where = architecture_of(source), f"architecture of {source}"
+    decoder = decoder_config_of(read, numerics=Numerics(), where=where)
+    digest = hashlib.sha256(where.encode()).hexdigest()[:32]
+    return Checkpoint(source, digest, family_of(read, source), decoder)
+
+
+@functools.lru_cache(maxsize=64)
+def architecture_of(source: str) -> Mapping[str, Any]:
+    """What the config.json of a checkpoint says, without its weights and without asking a hub.
+
+    Args:
+        source: what `open_source` takes; of a folder its config.json is enough. A hub id's is taken from the local
+            cache where it has been there, else from the table of published ones.
+
+    Raises:
+        UsageError: it is not known.
+    """
+    folder = pathlib.Path(source).expanduser()
+    if not places.is_hub_id(source) or folder.is_dir():
+        file = folder / "config.json"
+        if not file.is_file():
+            return open_source(source).config
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise UsageError(f"{file}: not JSON ({error}); take the config.json as published") from None
+    cached = places.cached_config(source)
+    return json.loads(cached.read_text()) if cached is not None else published_config(source)
+
+
+def checkpoint_of(settings: Pretrained, base: Base, weights: bool = True) -> Checkpoint:
+    """The checkpoint of a base, opened; without `weights` known by its architecture alone.
 
     Raises:
         UsageError: the study has no model of that name, or one checkpoint for several inits, or it cannot be opened.
     """
-    known = sources(settings)
+    known, found = sources(settings), _open if weights else _describe
     if str(base) in known:
-        return _open(known[str(base)])
+        return found(known[str(base)])
     if base.family not in known:
         near = config.nearest(str(base), known)
         raise UsageError(f"config.family: no model {str(base)!r} in config.models; the nearest is {near!r}")
@@ -84,7 +121,7 @@ def checkpoint_of(settings: Pretrained, base: Base) -> Checkpoint:
                 f"model {base.family!r} has one {name} alone; write {{{name}}} into its source where its number stands,"
                 f" or leave {name}={value} out"
             )
-    return _open(template.replace("{init}", str(base.init)).replace("{order}", str(base.order)))
+    return found(template.replace("{init}", str(base.init)).replace("{order}", str(base.order)))
 
 
 def notes(loaded: config.Loaded) -> list[str]:
@@ -118,6 +155,21 @@ def notes(loaded: config.Loaded) -> list[str]:
             except UsageError as error:
                 raise UsageError(f"config.evaluation.readings has {bare[0]!r}: {error}") from None
     return list(said)
+
+
+def check_shapes(loaded: config.Loaded) -> None:
+    """The checks of `notes` that need no more than architectures: layers and room.
+
+    Raises:
+        UsageError: as `check_layers` and `check_room` do.
+    """
+    for point in loaded.points:
+        s = loaded.at(point)
+        assert isinstance(s, Pretrained)
+        name = s.family or next(iter(sources(s))).partition("/")[0]
+        found = checkpoint_of(s, Base(name, s.init, s.order), weights=False)
+        check_layers(s, found)
+        check_room(s, found)
 
 
 def check_layers(s: Pretrained, checkpoint: Checkpoint) -> None:

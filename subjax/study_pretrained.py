@@ -17,7 +17,7 @@ from subjax.errors import UsageError
 from subjax.schema_pretrained import Pretrained
 from subjax.store import digest_json
 from subjax.study import Graph, Plan, needed
-from subjax.study_bases import Base, chat_settings, checkpoint_of, data_digest, notes, sources
+from subjax.study_bases import Base, chat_settings, check_shapes, checkpoint_of, data_digest, notes, sources
 
 _PROMPT = 96  # tokens of a number prompt with its template, for the plan's costs alone
 _QUESTION = 48  # tokens of a question with its template, likewise
@@ -32,8 +32,8 @@ _READ = {
 }
 
 
-def plan(loaded: config.Loaded) -> Plan:
-    """The graph of a loaded config: every node of every arm at every point of its sweep.
+def plan(loaded: config.Loaded, weights: bool = True) -> Plan:
+    """The graph of a loaded config: every node of every arm at every point of its sweep; `weights` as `study.plan`.
 
     Raises:
         UsageError: a point names an unknown trait or model, a checkpoint cannot be opened, or nothing is left to run.
@@ -41,8 +41,8 @@ def plan(loaded: config.Loaded) -> Plan:
     assert isinstance(loaded.settings, Pretrained)
     graph = Graph()
     cells: list[dict[str, Any]] = []
-    for variant in _variants(loaded):
-        cells += _Planner(graph, variant).cells()
+    for variant in _variants(loaded, weights):
+        cells += _Planner(graph, variant, weights).cells()
     if not cells:
         raise UsageError(f"{loaded.path}: no arm can be run; give at least one that its sweep has the bases for")
     study = {
@@ -53,8 +53,10 @@ def plan(loaded: config.Loaded) -> Plan:
         "cells": cells,
         "statistics": config.to_dict(loaded.settings.statistics),
         "chosen_on": list(loaded.settings.chosen_on),
-        "notes": notes(loaded),
+        "notes": notes(loaded) if weights else [],
     }
+    if not weights:
+        check_shapes(loaded)
     return Plan(needed(graph.nodes, cells), study)
 
 
@@ -79,7 +81,7 @@ class _Variant:
 _AXES = ("trait", "family", "init", "order", "seed", "arms")
 
 
-def _variants(loaded: config.Loaded) -> list[_Variant]:
+def _variants(loaded: config.Loaded, weights: bool) -> list[_Variant]:
     groups: dict[str, tuple[str, dict[tuple[str, Base, int], Pretrained]]] = {}
     bases: dict[Base, None] = {}
     for point in loaded.points:
@@ -89,7 +91,7 @@ def _variants(loaded: config.Loaded) -> list[_Variant]:
         base = Base(s.family, s.init, s.order)
         try:
             preferences.category_of(s.trait)
-            checkpoint_of(s, base)
+            checkpoint_of(s, base, weights)
         except UsageError as error:
             raise UsageError(
                 f"{loaded.path}, point { ({k: v for k, v in point.items() if k != 'arms'}) }: {error}"
@@ -117,8 +119,9 @@ class _Lesson:
 class _Planner:
     """Nodes and cells of one variant."""
 
-    def __init__(self, graph: Graph, variant: _Variant):
+    def __init__(self, graph: Graph, variant: _Variant, weights: bool = True):
         self.graph, self.variant = graph, variant
+        self.checkpoint_of = functools.partial(checkpoint_of, weights=weights)
 
     # Nodes ------------------------------------------------------------------------------------------------------------
 
@@ -128,16 +131,16 @@ class _Planner:
 
     def base(self, s: Pretrained, base: Base) -> str:
         """A checkpoint, by its content."""
-        found = checkpoint_of(s, base)
+        found = self.checkpoint_of(s, base)
         cfg = {"language": "text", "checkpoint": found.digest, "chat": chat_settings(s)}
         return self.graph.add("base", cfg, {}, f"base {base}", found.family, 0, 0, hints={"source": found.source})
 
     def _hints(self, s: Pretrained, *bases: Base) -> dict[str, Any]:
         """Where the checkpoints that a node needs lie."""
-        return {"sources": {self.base(s, base): checkpoint_of(s, base).source for base in bases}}
+        return {"sources": {self.base(s, base): self.checkpoint_of(s, base).source for base in bases}}
 
     def _flops(self, s: Pretrained, base: Base, tokens: int, length: int) -> float:
-        return checkpoint_of(s, base).decoder.forward_flops(tokens, length)
+        return self.checkpoint_of(s, base).decoder.forward_flops(tokens, length)
 
     def teacher(self, s: Pretrained, trait: str | None, category: str, base: Base) -> str:
         """A base with a trait, or (None) the category's control."""

@@ -96,6 +96,15 @@ def hub_folder(model: str) -> epath.Path:
         raise UsageError(_hub_problem(model, error)) from error
 
 
+def cached_config(model: str) -> pathlib.Path | None:
+    """The config.json of a hub id in the local cache, where it is there; the hub is not asked."""
+    import huggingface_hub
+
+    name, _, revision = model.partition("@")
+    found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision or None)
+    return pathlib.Path(found) if isinstance(found, str) else None
+
+
 def _has_weights(folder: epath.Path) -> bool:
     from subjax.models import safetensors_folder
 

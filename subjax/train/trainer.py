@@ -66,15 +66,19 @@ class Fitted:
     tokens: int
 
 
+def dispatched(parameters: int, tokens: int, first: int, steps: int) -> int:
+    """How many steps, of `tokens` tokens each, one dispatch holds in a run over `steps` steps from `first` on."""
+    most = int(max(1, min(DISPATCH_STEPS, DISPATCH_FLOPS // (6 * parameters * tokens))))
+    return max(n for n in range(1, most + 1) if steps % n == 0 and first % n == 0)
+
+
 def _blocks(terms: Sequence[Term], parameters: int, first: int, steps: int) -> Iterator[list[dict[str, Batch]]]:
     """The batches of the steps from `first` on, in the blocks that are dispatched whole.
 
     A block's size follows from the node's settings alone, so that a resumed run goes through the same programs.
     """
     ahead = {t.name: t.stream(first) for t in terms}
-    flops = 6 * parameters * sum(batch["tokens"].size for batch in ahead.values())
-    most = int(max(1, min(DISPATCH_STEPS, DISPATCH_FLOPS // flops)))
-    size = max(n for n in range(1, most + 1) if steps % n == 0 and first % n == 0)
+    size = dispatched(parameters, sum(batch["tokens"].size for batch in ahead.values()), first, steps)
     for start in range(first, steps, size):
         known = ahead if start == first else {}
         block = {t.name: together(t.stream, range(start, start + size), known.get(t.name)) for t in terms}
