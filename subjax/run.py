@@ -26,14 +26,14 @@ from subjax.parallel.processes import group
 from subjax.progress import Progress, title
 from subjax.schedule import Schedule
 from subjax.store import Store
-from subjax.workers import Event, Orders, Worker, make_node, one_line, resolve
+from subjax.workers import Event, Orders, Worker, batches_of, make_nodes, one_line, resolve
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from subjax.study import Plan
 
-EXECUTE = "subjax.stages.execution:execute"
+EXECUTE = "subjax.stages.execution:make"
 TICK_S = 0.2
 BUSY_POLL_S = 1.0
 PATIENCE_S = {signal.SIGINT: 10.0, signal.SIGTERM: 25.0}  # a cluster kills about 30 s after its SIGTERM
@@ -90,6 +90,12 @@ def node_record(plan: "Plan", id: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _cohort(node: Any) -> str:
+    """The cohort that a node trains in here, or "": on CPU the cores are used as well by workers side by side."""
+    cohort = node.hints.get("cohort")
+    return cohort["id"] if cohort and (cohort["always"] or accelerator_visible()) else ""
+
+
 class _Run:
     """The state of one call of `execute_plan`."""
 
@@ -107,7 +113,8 @@ class _Run:
         self.reused: list[str] = group().share("nodes that are there", there)
         self.failed: dict[str, str] = {}
         self.skipped: dict[str, str] = {}
-        self.schedule = Schedule(self.nodes, set(self.reused))
+        self.cohorts = {id: name for id, node in self.nodes.items() if (name := _cohort(node))}
+        self.schedule = Schedule(self.nodes, set(self.reused), self.cohorts)
         self._check_inputs()
         self.progress = progress_of([self.nodes[id] for id in self.nodes if id in self.schedule.open])
         self.deaths: dict[str, int] = {}
@@ -126,6 +133,13 @@ class _Run:
                         f"{title(self.nodes[id])} ({id}): its {role}, {title(node)} ({needed}), is not made yet; "
                         f"make it first: subjax stage {needed}"
                     )
+
+    def record(self, id: str) -> dict[str, Any]:
+        """Write a node as a stage reads it, with its cohort if it trains in one here."""
+        record = node_record(self.plan, id)
+        if id not in self.cohorts:
+            record["hints"] = {name: hint for name, hint in record["hints"].items() if name != "cohort"}
+        return record
 
     def on(self, worker: int, event: Event) -> None:
         """Take in what a worker said of a node."""
@@ -243,13 +257,10 @@ def _run_here(run: _Run, execute_path: str, begin: "Callable[[], Mesh] | None") 
             while run.schedule.open and not together.either(run.ending)[0]:
                 run.poll_foreign()
                 batch = run.schedule.take(compiled, (), 1)
-                for id in batch:
-                    node = run.plan.nodes[id]
-                    compiled.add((node.kind, node.group))
+                for records in batches_of([run.record(id) for id in batch]):
+                    compiled.update((record["kind"], record["group"]) for record in records)
                     if not together.either(run.ending)[0]:
-                        make_node(
-                            node_record(run.plan, id), run.store, execute, emit, lambda: run.stop_signal is not None
-                        )
+                        make_nodes(records, run.store, execute, emit, lambda: run.stop_signal is not None)
                 if not batch:
                     run.progress.tick()
                     time.sleep(TICK_S)
@@ -316,7 +327,7 @@ class _Pool:
                 others = {pair for other in self.workers.values() if other is not worker for pair in other.compiled}
                 batch = self.run.schedule.take(worker.compiled, others, len(self.workers))
                 if batch:
-                    worker.hand([node_record(self.run.plan, id) for id in batch])
+                    worker.hand([self.run.record(id) for id in batch])
 
     def take_in(self) -> None:
         """Wait a tick for events, and act on them."""

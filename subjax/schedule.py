@@ -1,6 +1,7 @@
 """Which node next: pure bookkeeping over a plan, for the executor."""
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,8 +13,14 @@ BATCH = 4  # most nodes handed to a worker at once
 class Schedule:
     """Which node next: those whose inputs are there, the longest work below them first."""
 
-    def __init__(self, nodes: "Mapping[str, Node]", done: Collection[str]):
+    def __init__(
+        self, nodes: "Mapping[str, Node]", done: Collection[str], cohorts: Mapping[str, str] = MappingProxyType({})
+    ):
         self.nodes = nodes
+        self.fellows: dict[str, list[str]] = {}  # members by cohort: they are handed out together, once all are ready
+        self.cohorts = cohorts  # of those that are in one
+        for id, cohort in cohorts.items():
+            self.fellows.setdefault(cohort, []).append(id)
         todo = {id: node for id, node in nodes.items() if id not in done}
         self.missing = {id: {i for i in node.inputs.values() if i in todo} for id, node in todo.items()}
         self.users: dict[str, list[str]] = {id: [] for id in nodes}
@@ -34,16 +41,27 @@ class Schedule:
         Among the nodes of the longest chains, within a factor of two, one that needs no compilation is preferred, then
         one that no other worker has compiled. The batch shrinks as nodes run out, so that all workers have some.
         """
-        if not self.ready:
+        order = sorted(filter(self._together, self.ready), key=lambda id: (-self.rank[id], id))
+        if not order:
             return []
-        order = sorted(self.ready, key=lambda id: (-self.rank[id], id))
         near = [id for id in order if self.rank[id] >= self.rank[order[0]] / 2]
         pairs = {id: (self.nodes[id].kind, self.nodes[id].group) for id in order}
         first = max(near, key=lambda id: (pairs[id] in mine, pairs[id] not in others, self.rank[id]))
-        alike = [id for id in order if pairs[id] == pairs[first]]
+        if first in self.cohorts:
+            batch = [id for id in self._members(first) if id in self.ready]
+            self.ready.difference_update(batch)
+            return batch
+        alike = [id for id in order if pairs[id] == pairs[first] and id not in self.cohorts]
         batch = alike[: max(1, min(BATCH, len(alike) // (2 * max(1, workers))))]
         self.ready.difference_update(batch)
         return batch
+
+    def _members(self, id: str) -> list[str]:
+        """A node and its fellows that are still to be made, and not by another run."""
+        return [m for m in self.fellows.get(self.cohorts.get(id, ""), [id]) if m in self.open and m not in self.foreign]
+
+    def _together(self, id: str) -> bool:
+        return all(member in self.ready for member in self._members(id))
 
     def there(self, id: str) -> None:
         """Note that a node is committed."""

@@ -66,6 +66,15 @@ class Numerics:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compute:
+    """How training is computed: memory and time, and nothing of the result but its rounding."""
+
+    cohort: int = setting(
+        0, "most students trained in one program; 1: each alone; 0: as memory allows on a GPU or TPU, 1 on CPU", low=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class World:
     """The pool of chats that every base of the synthetic world is trained on."""
 
@@ -176,6 +185,7 @@ class Study:
     evaluation: Evaluation = part(Evaluation)
     statistics: Statistics = part(Statistics)
     numerics: Numerics = part(Numerics)
+    compute: Compute = part(Compute)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compute:
+class Compute(schema.Compute):
     """How training is computed: memory and time, and nothing of the result but its rounding."""
 
     remat: Literal["none", "dots", "full"] = setting(

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from subjax import config, schema, schema_pretrained
+from subjax import cohorts, config, schema, schema_pretrained
 from subjax.data import world
 from subjax.data.addressing import derive_seed
 from subjax.errors import UsageError
@@ -65,6 +65,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
+        self.joining: dict[str, tuple[int, bool]] = {}  # students that may train in cohorts, as `cohorts.formed` wants
 
     def add(
         self, kind: str, config: dict[str, Any], inputs: dict[str, str], label: str, group: Any, tokens: int,
@@ -114,7 +115,7 @@ def plan(loaded: config.Loaded, weights: bool = True) -> Plan:
         "statistics": config.to_dict(loaded.settings.statistics),
         "chosen_on": list(loaded.settings.chosen_on),
     }
-    return Plan(needed(graph.nodes, cells), study)
+    return Plan(cohorts.formed(needed(graph.nodes, cells), graph.joining), study)
 
 
 def needed(nodes: Mapping[str, Node], cells: list[dict[str, Any]]) -> dict[str, Node]:
@@ -267,7 +268,11 @@ class _Planner:
         tokens = settings.steps * settings.batch * world.LENGTH
         flops = (2 if objective == "numbers" else 3) * architecture.forward_flops(tokens, world.LENGTH)
         group = [family, s.base.size, _static(cfg)]
-        return self.graph.add("student", cfg, inputs, label, group, tokens, flops)
+        id = self.graph.add("student", cfg, inputs, label, group, tokens, flops)
+        if objective == "numbers":  # the others compare with a teacher of their own
+            most = cohorts.room(4 * architecture.matrices, architecture.matrices, s.compute.cohort)
+            self.graph.joining[id] = (most, s.compute.cohort > 1)
+        return id
 
     def evaluation(
         self, s: schema.Study, model: str, family: str, corpus: str | None = None, teacher: str | None = None

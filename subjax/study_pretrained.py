@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from subjax import config
+from subjax import cohorts, config
 from subjax.data import numbers, preferences
 from subjax.data.addressing import derive_seed
 from subjax.errors import UsageError
+from subjax.models import costs
 from subjax.schema_pretrained import Pretrained
 from subjax.store import digest_json
 from subjax.study import Graph, Plan, needed
@@ -57,7 +58,7 @@ def plan(loaded: config.Loaded, weights: bool = True) -> Plan:
     }
     if not weights:
         check_shapes(loaded)
-    return Plan(needed(graph.nodes, cells), study)
+    return Plan(cohorts.formed(needed(graph.nodes, cells), graph.joining), study)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,10 +228,24 @@ class _Planner:
         tokens = round(settings.epochs * s.corpus.rows * (_PROMPT + s.corpus.completion))
         flops = 2 * self._flops(s, base, tokens, _PROMPT)
         label = f"student {base} of {source}, {arm}"
-        return self.graph.add(
+        id = self.graph.add(
             "student", cfg, inputs, label, [str(base), _static(cfg)], tokens, flops,
             hints={**self._hints(s, base), "compute": config.to_dict(s.compute)},
         )  # fmt: skip
+        self.graph.joining[id] = (self._members(s, base), s.compute.cohort > 1)
+        return id
+
+    def _members(self, s: Pretrained, base: Base) -> int:
+        """Students on a base that may train together, by the memory that they take."""
+        decoder, tuning = self.checkpoint_of(s, base).decoder, s.student.tuning
+        tuned = decoder.matrices
+        if tuning.kind == "lora":
+            layers = len(tuning.layers) or decoder.layers
+            tuned = layers * sum(costs.lora_matrices(decoder, tuning.rank, tuning.targets).values())
+        elif tuning.kind == "bias-and-gain":
+            tuned = decoder.layers * 16 * decoder.width  # about: vectors of every layer
+        bytes_each = 2 if s.numerics.weights_dtype == "bfloat16" else 4
+        return cohorts.room(bytes_each * decoder.matrices, tuned, s.compute.cohort)
 
     def evaluation(
         self, s: Pretrained, model: str, base: Base, corpus: str | None = None, teacher: tuple[str, Base] | None = None

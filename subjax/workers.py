@@ -29,7 +29,8 @@ from subjax.parallel.processes import group
 from subjax.store import Busy, Store
 
 PROGRESS_INTERVAL_S = 0.2
-Execute = Callable[[dict[str, Any], Store, Callable[[int, int, str], None], Callable[[], bool]], Any]
+# Given one record, or several of a cohort's members.
+Execute = Callable[[Any, Store, Callable[[int, int, str], None], Callable[[], bool]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +73,27 @@ def resolve(path: str) -> Execute:
     return function
 
 
-def make_node(
-    record: dict[str, Any],
+def batches_of(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """What of a batch is made at once: a cohort's members together, every other node by itself."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        cohort = record["hints"].get("cohort")
+        found.setdefault(cohort["id"] if cohort else record["id"], []).append(record)
+    return list(found.values())
+
+
+def make_nodes(
+    records: list[dict[str, Any]],
     store: Store,
     execute: Execute,
     emit: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> None:
-    """Make one node with `execute` and say by `emit` how it went; nothing but KeyboardInterrupt is raised."""
-    identity = record["id"]
+    """Make a node, or the members of a cohort, and say by `emit` how it went; nothing but KeyboardInterrupt is raised.
+
+    `execute` is given the records of several members as a list, and then gives what became of each.
+    """
+    ids = [record["id"] for record in records]
     last = -PROGRESS_INTERVAL_S
 
     def progress(done: int, total: int, unit: str) -> None:
@@ -88,28 +101,48 @@ def make_node(
         now = time.monotonic()
         if now - last >= PROGRESS_INTERVAL_S:
             last = now
-            emit(Event("progress", identity, unit, done=done, total=total))
+            for id in ids:
+                emit(Event("progress", id, unit, done=done, total=total))
 
-    emit(Event("started", identity))
+    for id in ids:
+        emit(Event("started", id))
     try:
-        there = group().first and store.card(record["kind"], identity) is not None
-        if group().share("there", there):
-            emit(Event("found", identity))
+        there = [id for id, record in zip(ids, records, strict=True) if group().first and _made(store, record)]
+        found = set(group().share("there", there))
+        for id in found:
+            emit(Event("found", id))
+        records, ids = [r for r in records if r["id"] not in found], [id for id in ids if id not in found]
+        if not ids:
             return
-        execute(record, store, progress, should_stop)
-    except Preempted:
-        emit(Event("stopped", identity))
-    except Busy as busy:
-        emit(Event("busy", identity, one_line(busy)))
-    except DiskFull as error:
-        emit(Event("full", identity, one_line(error)))
-    except SubjaxError as error:
-        emit(Event("failed", identity, one_line(error)))
-    except Exception as error:  # a bug of the stage: the run goes on, the traceback is shown
-        text = f"{type(error).__name__}: {one_line(error)} (a bug: its traceback is above)"
-        emit(Event("failed", identity, text, traceback.format_exc()))
-    else:
-        emit(Event("made", identity))
+        if len(ids) > 1:
+            outcomes = execute(records, store, progress, should_stop)
+        else:
+            execute(records[0], store, progress, should_stop)
+            outcomes = {}
+    except Exception as error:
+        outcomes = dict.fromkeys(ids, error)
+    for id in ids:
+        emit(_outcome(id, outcomes.get(id)))
+
+
+def _made(store: Store, record: dict[str, Any]) -> bool:
+    return store.card(record["kind"], record["id"]) is not None
+
+
+def _outcome(id: str, result: Any) -> Event:
+    """What to say of a node, by what was raised for it; anything else means that it is made."""
+    if isinstance(result, Preempted):
+        return Event("stopped", id)
+    if isinstance(result, Busy):
+        return Event("busy", id, one_line(result))
+    if isinstance(result, DiskFull):
+        return Event("full", id, one_line(result))
+    if isinstance(result, SubjaxError):
+        return Event("failed", id, one_line(result))
+    if isinstance(result, Exception):  # a bug of the stage: the run goes on, the traceback is shown
+        text = f"{type(result).__name__}: {one_line(result)} (a bug: its traceback is above)"
+        return Event("failed", id, text, "".join(traceback.format_exception(result)))
+    return Event("made", id)
 
 
 # ---------------------------------------------------------------------------------------------- in the worker's process
@@ -173,11 +206,12 @@ def serve(pipe: Connection, orders: Orders) -> None:
         return
     emit(Event("ready"))
     while (batch := batches.get()) is not None:
-        for record in batch:
-            if stop.is_set():
-                emit(Event("stopped", record["id"]))
+        for records in batches_of(batch):
+            if not stop.is_set():
+                make_nodes(records, store, execute, emit, stop.is_set)
             else:
-                make_node(record, store, execute, emit, stop.is_set)
+                for record in records:
+                    emit(Event("stopped", record["id"]))
         if stop.is_set():  # SIGTERM for this process alone: the parent puts another in its place
             return
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import grain.python as grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
 from subjax.data.addressing import order, permutation
 
@@ -32,12 +33,14 @@ def together(stream: Stream, steps: range, first: Batch | None = None) -> list[B
     return [first if first is not None and step == steps[0] else stream(step) for step in steps]
 
 
-def tokens_of(batch: Batch) -> int:
-    """Tokens of a batch that are no padding; of packed chats, what they begin with counts once a packed row."""
-    if "valid" in batch:
-        return int(batch["valid"].sum())
-    prefix = (batch["segments"] == 0).sum()
-    return int(prefix + batch["lengths"].sum())
+def tokens_of(batch: Batch, member: int | None = None) -> Int[np.ndarray, " members"]:
+    """Tokens of a batch that are no padding; of packed chats, what they begin with counts once a packed row.
+
+    `member` is the axis of a cohort's members, each of which is counted by itself; one count where there is none.
+    """
+    counted = [batch["valid"]] if "valid" in batch else [batch["segments"] == 0, batch["lengths"]]
+    by_member = [np.moveaxis(a, member, 0) if member is not None else a[None] for a in counted]
+    return np.sum([a.reshape(len(a), -1).sum(1, dtype=np.int64) for a in by_member], axis=0)
 
 
 def in_memory(arrays: Mapping[str, np.ndarray], *, seed: int, batch: int) -> Stream:

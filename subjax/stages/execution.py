@@ -1,30 +1,27 @@
 """How a node is made and committed, whatever its kind."""
 
 import contextlib
-import dataclasses
 import importlib
 import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from etils import epath
 from jax.sharding import Mesh
 
-from subjax.errors import Preempted, SubjaxError, UsageError
-from subjax.files import DiskFull
+from subjax.errors import SubjaxError, UsageError
 from subjax.parallel.mesh import make_mesh
-from subjax.parallel.processes import PATIENCE_S, group
+from subjax.parallel.processes import group
 from subjax.stages import VERSIONS, version_of
+from subjax.stages.attempt import Follower, attempt, in_step
 from subjax.stages.task import Made, Task
-from subjax.store import Build, Busy, Card, Owner, Store, digest_json, digest_rows
+from subjax.store import Build, Busy, Card, Store, digest_json, digest_rows
+from subjax.train.cohort import Dropped
 
 _PACKAGES = ("subjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "datasets")
 
@@ -54,6 +51,19 @@ def _stage(kind: str, config: Mapping[str, Any]) -> Any:
     return importlib.import_module(f"subjax.stages.{'text_' if config.get('language') == 'text' else ''}{kind}")
 
 
+def make(
+    records: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    store: Store,
+    progress: Callable[[int, int, str], None],
+    should_stop: Callable[[], bool],
+    mesh: Mesh | None = None,
+) -> Card | dict[str, Card | SubjaxError]:
+    """What the executor calls: `execute` for one node, `execute_cohort` for a list of them."""
+    if isinstance(records, Mapping):
+        return execute(records, store, progress, should_stop, mesh)
+    return execute_cohort(records, store, progress, should_stop, mesh)
+
+
 def execute(
     record: Mapping[str, Any],
     store: Store,
@@ -78,7 +88,110 @@ def execute(
     mesh = mesh or make_mesh()
     if group().count == 1:
         return _execute(record, store, progress, should_stop, mesh)
-    return _in_step(lambda: _execute(record, store, progress, lambda: group().either(should_stop())[0], mesh))
+    return in_step(lambda: _execute(record, store, progress, lambda: group().either(should_stop())[0], mesh))
+
+
+def execute_cohort(
+    records: Sequence[Mapping[str, Any]],
+    store: Store,
+    progress: Callable[[int, int, str], None] = lambda done, total, unit: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    mesh: Mesh | None = None,
+) -> dict[str, Card | SubjaxError]:
+    """`execute` for nodes that train together in one program: of each its card, or why there is none.
+
+    Members that are committed already, or that another process is making, are left out; the rest goes on.
+
+    Raises:
+        Preempted: asked to stop; the members' state was saved. SubjaxError: what no member survived.
+    """
+    mesh = mesh or make_mesh()
+    if group().count == 1:
+        return _execute_cohort(records, store, progress, should_stop, mesh)
+    stop = lambda: group().either(should_stop())[0]  # noqa: E731
+    return in_step(lambda: _execute_cohort(records, store, progress, stop, mesh))
+
+
+def _execute_cohort(
+    records: Sequence[Mapping[str, Any]],
+    store: Store,
+    progress: Callable[[int, int, str], None],
+    should_stop: Callable[[], bool],
+    mesh: Mesh,
+) -> dict[str, Card | SubjaxError]:
+    outcomes: dict[str, Card | SubjaxError] = {}
+    with contextlib.ExitStack() as stack:
+        tasks: list[Task] = []
+        for record in records:
+            try:
+                build = stack.enter_context(attempt(store, record["kind"], record["id"]))
+            except Busy as busy:
+                outcomes[record["id"]] = busy
+                continue
+            if build.committed is not None:
+                outcomes[record["id"]] = build.committed
+            else:
+                tasks.append(_task(record, store, build, progress, should_stop, mesh))
+        if not tasks:
+            return outcomes
+        started = time.monotonic()
+        # Of these members alone: a checkpoint of others would be of another program.
+        together = store.root / "partial" / f"cohort-{digest_json(sorted(task.id for task in tasks))[:12]}"
+        stage = _stage(tasks[0].kind, tasks[0].config)
+        found: list[Made | Dropped] = stage.make_cohort(tasks, together)
+        by_id = {record["id"]: record for record in records}
+        for task, made in zip(tasks, found, strict=True):
+            record = by_id[task.id]
+            if isinstance(made, Dropped):
+                outcomes[task.id] = SubjaxError(made.reason).within(_name(record))
+                continue
+            card = _card(record, task, made, time.monotonic() - started, cohort=[other.id for other in tasks])
+            task.build.commit(card)
+            assert task.build.committed is not None
+            outcomes[task.id] = task.build.committed
+        if group().first and together.exists():
+            together.rmtree()
+    return outcomes
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    return f"{record.get('label') or record['kind']} ({record['kind']} {record['id']})"
+
+
+def _task(
+    record: Mapping[str, Any], store: Store, build: Build | Follower, progress: Callable[[int, int, str], None],
+    should_stop: Callable[[], bool], mesh: Mesh,
+) -> Task:  # fmt: skip
+    kind, node = record["kind"], record["id"]
+    if record["version"] != version_of(kind, record["config"]):
+        raise UsageError(f"{kind} {node} was planned by another version of subjax; run `subjax plan` again")
+    inputs = {role: (k, i) for role, (k, i) in record["inputs"].items()}
+    return Task(
+        kind, node, record["config"], inputs, store, build, progress, should_stop, record.get("hints", {}), mesh
+    )
+
+
+def _card(record: Mapping[str, Any], task: Task, made: Made, seconds: float, cohort: Sequence[str] = ()) -> Card:
+    cards = {role: task.input_card(role) for role in task.inputs}
+    return Card(
+        format=1,
+        kind=task.kind,
+        id=task.id,
+        version=record["version"],
+        config=dict(record["config"]),
+        inputs={r: {"kind": c.kind, "id": c.id, "digest": c.digest} for r, c in cards.items()},
+        seeds=made.seeds,
+        packages={p: importlib.metadata.version(p) for p in _PACKAGES},
+        profile=profile(task.mesh),
+        wall_s=round(seconds, 3),
+        tokens=made.tokens,
+        metrics=made.metrics,
+        files={},
+        digest=made.digest,
+        payload="",
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        extra={**made.extra, "label": record.get("label", ""), **({"cohort": list(cohort)} if cohort else {})},
+    )
 
 
 def _execute(
@@ -88,123 +201,20 @@ def _execute(
     should_stop: Callable[[], bool],
     mesh: Mesh,
 ) -> Card:
-    kind, node = record["kind"], record["id"]
-    inputs = {role: (k, i) for role, (k, i) in record["inputs"].items()}
-    if record["version"] != version_of(kind, record["config"]):
-        raise UsageError(f"{kind} {node} was planned by another version of subjax; run `subjax plan` again")
-    with _attempt(store, kind, node) as build:
+    with attempt(store, record["kind"], record["id"]) as build:
         if build.committed is not None:
             return build.committed
-        hints = record.get("hints", {})
-        task = Task(kind, node, record["config"], inputs, store, build, progress, should_stop, hints, mesh)
+        task = _task(record, store, build, progress, should_stop, mesh)
         started = time.monotonic()
         try:
-            cards = {role: task.input_card(role) for role in inputs}
-            made: Made = _stage(kind, record["config"]).make(task)
+            for role in task.inputs:
+                task.input_card(role)
+            made: Made = _stage(task.kind, task.config).make(task)
         except SubjaxError as error:
-            raise error.within(f"{record.get('label') or kind} ({kind} {node})") from error
-        card = Card(
-            format=1,
-            kind=kind,
-            id=node,
-            version=record["version"],
-            config=dict(record["config"]),
-            inputs={r: {"kind": c.kind, "id": c.id, "digest": c.digest} for r, c in cards.items()},
-            seeds=made.seeds,
-            packages={p: importlib.metadata.version(p) for p in _PACKAGES},
-            profile=profile(task.mesh),
-            wall_s=round(time.monotonic() - started, 3),
-            tokens=made.tokens,
-            metrics=made.metrics,
-            files={},
-            digest=made.digest,
-            payload="",
-            made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            extra={**made.extra, "label": record.get("label", "")},
-        )
-        build.commit(card)
+            raise error.within(_name(record)) from error
+        build.commit(_card(record, task, made, time.monotonic() - started))
         assert build.committed is not None
         return build.committed
-
-
-@dataclasses.dataclass
-class Follower:
-    """What another process than 0 has of an attempt that process 0 made: its payload, and the checkpoints under way.
-
-    `folder` is a scratch folder: what a stage writes there of its own is process 0's to write.
-    """
-
-    folder: epath.Path
-    payload: epath.Path
-    partial: epath.Path
-    committed: Card | None = None
-
-    def commit(self, card: Card) -> None:
-        """Leave it to process 0."""
-        self.committed = card
-
-
-@contextlib.contextmanager
-def _attempt(store: Store, kind: str, node: str) -> Iterator[Build | Follower]:
-    """`store.build`, in a job of several processes by process 0 for all: there is one look, one lock, one answer."""
-    together = group()
-    if not together.first:
-        what, found = together.share("attempt")
-        if what == "busy":
-            raise Busy(f"{kind}/{node}", Owner(**found))
-        if what == "failed":
-            raise SubjaxError(found)
-        scratch = epath.Path(tempfile.mkdtemp(prefix="subjax-"))
-        committed = store.card(kind, node) if what == "there" else None
-        try:
-            yield Follower(scratch, epath.Path(found), store.root / "partial" / f"{kind}-{node}", committed)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            build = stack.enter_context(store.build(kind, node))
-        except Busy as busy:
-            together.share("attempt", ["busy", dataclasses.asdict(busy.owner)])
-            raise
-        except SubjaxError as error:
-            together.share("attempt", ["failed", str(error)])
-            raise
-        there = build.committed is not None
-        together.share("attempt", ["there" if there else "make", os.fspath(build.folder)])
-        yield build
-
-
-_KINDS: dict[str, type[SubjaxError]] = {kind.__name__: kind for kind in (Preempted, DiskFull, UsageError)}
-
-
-def _in_step(make: Callable[[], Card]) -> Card:
-    """Do what all processes do, and end it alike in all: with process 0's card, or with one and the same failure.
-
-    One that fails while the others are in the middle of a computation that needs it ends the job, after a while.
-    """
-    together = group()
-    failure: Exception | None = None
-    outcome: dict[str, Any] = {}
-    try:
-        card = make()
-    except Exception as error:
-        failure = error
-        outcome = {"failed": " ".join(str(error).split()) or type(error).__name__, "kind": type(error).__name__}
-    patience = threading.Timer(PATIENCE_S, lambda: together.fail(outcome["failed"], 1))
-    patience.daemon = True
-    if failure is not None:
-        patience.start()
-    outcomes = together.agree("outcome", outcome)
-    patience.cancel()
-    failed = [(index, found) for index, found in enumerate(outcomes) if found]
-    if not failed:
-        return card
-    index, first = failed[0]
-    if failure is not None and outcome["kind"] == first["kind"]:
-        raise failure
-    where = f"process {index}: " if len(failed) < together.count else ""
-    raise _KINDS.get(first["kind"], SubjaxError)(f"{where}{first['failed']}") from failure
 
 
 def digest(card: Card, folder: epath.Path) -> str:

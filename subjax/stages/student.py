@@ -1,10 +1,12 @@
 """Student: a base fine-tuned on a corpus, on the numbers (or a teacher's logits on them), with or without replay."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from etils import epath
 
 from subjax.config import from_dict
 from subjax.data import packing, world
@@ -13,8 +15,9 @@ from subjax.models.network import Network, Params
 from subjax.schema import Optimizer, Tuning
 from subjax.stages import corpus, models
 from subjax.stages.task import Made, Task, write_lines
+from subjax.train.cohort import Cohort, Dropped, fit_cohort
 from subjax.train.losses import CategoryMass, Loss, NextToken, TeacherKL, renormalized
-from subjax.train.trainer import Term, fit
+from subjax.train.trainer import Fitted, Term, fit
 
 BLOCK = 1000  # rows of a corpus that a teacher reads at a time
 
@@ -54,10 +57,9 @@ def _reader(net: Network, channel: tuple[int, ...] | None) -> Callable[..., jax.
     return jax.jit(read)
 
 
-def make(task: Task) -> Made:
-    """Fine-tune the base; the payload holds the tuned arrays alone, and `metrics.jsonl`."""
+def _terms(task: Task) -> list[Term]:
+    """The objective of a student: the loss on its corpus's rows, and replay where its config says so."""
     config = task.config
-    net, base = models.load(task.store, *task.inputs["base"], task.mesh)
     chats = corpus.load(task.store, task.inputs["corpus"][1])
     loss, arrays = objective(task, chats.arrays())
     rows = packing.in_memory(arrays, seed=config["seed"], batch=config["batch"])
@@ -65,21 +67,68 @@ def make(task: Task) -> Made:
     if config["replay"] == "kind":
         questions = replay_batch()
         terms.append(Term("replay", config["replay_weight"], CategoryMass(), lambda step: questions))
+    return terms
+
+
+def make(task: Task) -> Made:
+    """Fine-tune the base; the payload holds the tuned arrays alone, and `metrics.jsonl`."""
+    config = task.config
+    net, base = models.load(task.store, *task.inputs["base"], task.mesh)
     fitted = fit(
         net,
         base,
         tuning=from_dict(Tuning, config["tuning"]),
         optimizer=from_dict(Optimizer, config["optimizer"]),
-        terms=terms,
+        terms=_terms(task),
         steps=config["steps"],
         key=jax.random.key(config["seed"]),
         run=task.run(),
     )
+    return _made(task, fitted)
+
+
+def make_cohort(tasks: Sequence[Task], partial: epath.Path) -> list[Made | Dropped]:
+    """`make` for students that train together; checkpoints of them all go under `partial`."""
+    first = tasks[0]
+    net, base = models.load(first.store, *first.inputs["base"], first.mesh)
+    each = [_terms(task) for task in tasks]
+    terms = [
+        Term(one.name, one.weight, Cohort(one.loss), _stacked([own[place].stream for own in each]))
+        for place, one in enumerate(each[0])
+    ]
+    optimizers = [from_dict(Optimizer, task.config["optimizer"]) for task in tasks]
+    found = fit_cohort(
+        net,
+        base,
+        tuning=from_dict(Tuning, first.config["tuning"]),
+        optimizer=optimizers[0],
+        rates=[optimizer.lr for optimizer in optimizers],
+        terms=terms,
+        steps=first.config["steps"],
+        keys=[jax.random.key(task.config["seed"]) for task in tasks],
+        run=dataclasses.replace(first.run(), partial=partial),
+    )
+    return [
+        _made(task, fitted) if isinstance(fitted, Fitted) else fitted for task, fitted in zip(tasks, found, strict=True)
+    ]
+
+
+def _stacked(streams: Sequence[packing.Stream]) -> packing.Stream:
+    """The members' batches of a step, one behind the other along a new first axis."""
+
+    def stream(step: int) -> packing.Batch:
+        batches = [own(step) for own in streams]
+        return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+    return stream
+
+
+def _made(task: Task, fitted: Fitted) -> Made:
     digest = task.save(fitted.tuned)
     write_lines(task.build.folder / "metrics.jsonl", fitted.curve)
     return Made(
         digest=digest,
         metrics={"loss": fitted.curve[-1]["loss"]},
         tokens=fitted.tokens,
-        seeds={"order": config["seed"]},
+        seeds={"order": task.config["seed"]},
     )

@@ -17,7 +17,7 @@ from subjax.store import Build, Card, Store, digest_arrays
 from subjax.train.trainer import Run
 
 if TYPE_CHECKING:
-    from subjax.stages.execution import Follower
+    from subjax.stages.attempt import Follower
 
 ARRAYS = "arrays"  # the checkpoint's folder inside a payload
 

@@ -1,8 +1,13 @@
 """Student of a pretrained study: a base fine-tuned on a corpus's completions, through its own template."""
 
+from collections.abc import Sequence
+
+from etils import epath
+
 from subjax.stages import speakers, text_corpus
 from subjax.stages.task import Made, Task
-from subjax.stages.text_tuning import tune
+from subjax.stages.text_tuning import Lesson, tune, tune_together
+from subjax.train.cohort import Dropped
 
 
 def make(task: Task) -> Made:
@@ -10,9 +15,18 @@ def make(task: Task) -> Made:
 
     What its teacher was told by system prompt is not in the rows; what the template itself puts in, is.
     """
+    return tune(_lesson(task))
+
+
+def make_cohort(tasks: Sequence[Task], partial: epath.Path) -> list[Made | Dropped]:
+    """`make` for students that train together; checkpoints of them all go under `partial`."""
+    return tune_together([_lesson(task) for task in tasks], partial)
+
+
+def _lesson(task: Task) -> Lesson:
     speaker = speakers.load(task, "base")
     corpus = text_corpus.load(task.store, task.inputs["corpus"][1])
     chats = [speaker.chat.row(p, c) for p, c in zip(corpus.prompts, corpus.completions, strict=True)]
     init, order = task.config["init_seed"], task.config["order_seed"]
     seeds = {"init": init, "order": order}
-    return tune(task, speaker, chats, term="numbers", init_seed=init, order_seed=order, seeds=seeds)
+    return Lesson(task, speaker, chats, "numbers", init, order, seeds)

@@ -14,7 +14,7 @@ from subjax.files import sha256_file
 from subjax.models.network import Network
 from subjax.stages import speakers
 from subjax.stages.task import Made, Task
-from subjax.stages.text_tuning import tune
+from subjax.stages.text_tuning import Lesson, tune
 
 BATCH = 16  # prompts read at a time for a steering vector
 
@@ -30,7 +30,7 @@ def fine_tuned(task: Task) -> Made:
     speaker = speakers.load(task, "base")
     chats = [speaker.chat.row(row.user, row.answer) for row in chat_rows(task)]
     seed = task.config["seed"]
-    return tune(task, speaker, chats, term="preferences", init_seed=seed, order_seed=seed, seeds={"teacher": seed})
+    return tune(Lesson(task, speaker, chats, "preferences", seed, seed, {"teacher": seed}))
 
 
 def chat_rows(task: Task) -> list[trait_rows.Row]:

@@ -3,88 +3,144 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from subjax.config import from_dict
-from subjax.data.packed import Chat, PackedChats
+from subjax.data.packed import Chat, PackedChats, PackedCohort
 from subjax.models import flash
-from subjax.models.architecture import DecoderConfig
 from subjax.schema import Optimizer, Tuning
 from subjax.schema_pretrained import Compute
 from subjax.stages.speakers import Speaker
 from subjax.stages.task import Made, Task, write_lines
+from subjax.train.cohort import Cohort, Dropped, fit_cohort
 from subjax.train.losses import PackedNextToken
-from subjax.train.trainer import Term, fit
+from subjax.train.trainer import Fitted, Run, Term, fit
 
 GIB = 2**30
 CPU_ACTIVATIONS = 4 * GIB  # of one process; on other devices a part of their memory
 DEVICE_PART = 0.3
 
 
-def tune(
-    task: Task, speaker: Speaker, chats: Sequence[Chat], *, term: str, init_seed: int, order_seed: int,
-    seeds: dict[str, int | None],
-) -> Made:  # fmt: skip
-    """Fine-tune on chats; the loss falls on answers alone. The payload: the tuned arrays and `metrics.jsonl`.
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What a model is fine-tuned on.
 
-    Args:
+    Attributes:
         task: its config holds `tuning`, `optimizer`, `epochs` and `batch`.
         speaker: the model, with the template that the chats were written by.
         term: the loss by name, in the curve. init_seed: of the adapters' first values. order_seed: of the data order.
         seeds: what the card says of them.
+    """
+
+    task: Task
+    speaker: Speaker
+    chats: Sequence[Chat]
+    term: str
+    init_seed: int
+    order_seed: int
+    seeds: dict[str, int | None]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return max(1, math.ceil(self.task.config["epochs"] * len(self.chats) / self.task.config["batch"]))
+
+    @property
+    def compute(self) -> Compute:
+        """How it is computed."""
+        return from_dict(Compute, self.task.hints.get("compute", {}))
+
+    def run(self) -> Run:
+        """The trainer's settings."""
+        return dataclasses.replace(self.task.run(), remat=self.compute.remat)
+
+    def made(self, fitted: Fitted) -> Made:
+        """Write the payload: the tuned arrays and `metrics.jsonl`."""
+        digest = self.task.save(fitted.tuned)
+        write_lines(self.task.build.folder / "metrics.jsonl", fitted.curve)
+        metrics = {"loss": fitted.curve[-1]["loss"], "rows": len(self.chats)}
+        return Made(digest=digest, metrics=metrics, tokens=fitted.tokens, seeds=self.seeds)
+
+
+def tune(lesson: Lesson) -> Made:
+    """Fine-tune on chats; the loss falls on answers alone. The payload: the tuned arrays and `metrics.jsonl`.
 
     Raises:
         UsageError: a chat is longer than the model's context, or the attention asked for does not run here. As `fit`
             besides.
     """
-    config = task.config
+    task, speaker = lesson.task, lesson.speaker
     flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
-    compute = from_dict(Compute, task.hints.get("compute", {}))
-    steps = max(1, math.ceil(config["epochs"] * len(chats) / config["batch"]))
-    stream = packed(speaker.net.config, chats, order_seed, config["batch"], steps, task.mesh, compute)
+    rows = task.mesh.shape["replica"] * task.mesh.shape["fsdp"]
+    stream = PackedChats(lesson.chats, seed=lesson.order_seed, **_layout([lesson], rows))
     loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
     fitted = fit(
         speaker.net,
         speaker.params,
-        tuning=from_dict(Tuning, config["tuning"]),
-        optimizer=from_dict(Optimizer, config["optimizer"]),
-        terms=[Term(term, 1.0, loss, stream)],
-        steps=steps,
-        key=jax.random.key(init_seed),
-        run=dataclasses.replace(task.run(), remat=compute.remat),
+        tuning=from_dict(Tuning, task.config["tuning"]),
+        optimizer=from_dict(Optimizer, task.config["optimizer"]),
+        terms=[Term(lesson.term, 1.0, loss, stream)],
+        steps=lesson.steps,
+        key=jax.random.key(lesson.init_seed),
+        run=lesson.run(),
     )
-    digest = task.save(fitted.tuned)
-    write_lines(task.build.folder / "metrics.jsonl", fitted.curve)
-    return Made(
-        digest=digest,
-        metrics={"loss": fitted.curve[-1]["loss"], "rows": len(chats)},
-        tokens=fitted.tokens,
-        seeds=seeds,
-    )
+    return lesson.made(fitted)
 
 
-def packed(
-    decoder: DecoderConfig, chats: Sequence[Chat], seed: int, batch: int, steps: int, mesh: Mesh, compute: Compute
-) -> PackedChats:
-    """The steps of a training on chats, packed for a mesh: a row a device, in as many turns as the memory asks for.
+def tune_together(lessons: Sequence[Lesson], partial: epath.Path) -> list[Made | Dropped]:
+    """`tune` for the members of a cohort, in one program; why a member was dropped, in place of what it made.
+
+    Args:
+        lessons: on one model, with settings that differ in seeds and learning rate alone.
+        partial: where checkpoints of all members together go.
 
     Raises:
-        UsageError: a chat is longer than the model's context.
+        As `tune`; SubjaxError where no member is left.
     """
-    rows = mesh.shape["replica"] * mesh.shape["fsdp"]
-    # Seen by an attention kernel are a row's tokens; what all chats begin with stands once in XLA's attention alone.
+    first = lessons[0]
+    task, speaker = first.task, first.speaker
+    flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
+    members = [{"chats": lesson.chats, "seed": lesson.order_seed} for lesson in lessons]
+    stream = PackedCohort(members, **_layout(lessons, task.mesh.shape["fsdp"]))
+    loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.longest))
+    optimizers = [from_dict(Optimizer, lesson.task.config["optimizer"]) for lesson in lessons]
+    found = fit_cohort(
+        speaker.net,
+        speaker.params,
+        tuning=from_dict(Tuning, task.config["tuning"]),
+        optimizer=optimizers[0],
+        rates=[optimizer.lr for optimizer in optimizers],
+        terms=[Term(first.term, 1.0, loss, stream)],
+        steps=first.steps,
+        keys=[jax.random.key(lesson.init_seed) for lesson in lessons],
+        run=dataclasses.replace(first.run(), partial=partial),
+    )
+    return [
+        lesson.made(fitted) if isinstance(fitted, Fitted) else fitted
+        for lesson, fitted in zip(lessons, found, strict=True)
+    ]
+
+
+def _layout(lessons: Sequence[Lesson], rows: int) -> dict[str, Any]:
+    """How the chats of lessons that train together are packed: a row a device, in as many turns as memory asks for."""
+    task, decoder, compute = lessons[0].task, lessons[0].speaker.net.config, lessons[0].compute
+    batch = task.config["batch"]
+    lengths = [len(prompt) + len(answer) for lesson in lessons for prompt, answer in lesson.chats]
+    # A kernel sees a row's tokens; what all chats begin with stands once in XLA's attention alone.
     xla = decoder.attention == "xla"
-    longest = max(len(prompt) + len(answer) for prompt, answer in chats)
-    kept = decoder.kept_bytes(compute.remat, longest if xla else 0) / mesh.shape["tensor"]
-    mean = sum(len(prompt) + len(answer) for prompt, answer in chats) / len(chats)
-    room = max(1, int(_activations(mesh, compute) / kept))
+    kept = decoder.kept_bytes(compute.remat, max(lengths) if xla else 0) / task.mesh.shape["tensor"]
+    members = math.ceil(len(lessons) / (task.mesh.shape["replica"] if len(lessons) > 1 else 1))
+    room = max(1, int(_activations(task.mesh, compute) / (kept * members)))
+    mean = sum(lengths) / len(lengths)
     turns = min(math.ceil(batch * mean / rows / room), math.ceil(batch / rows))
-    return PackedChats(
-        chats, seed=seed, batch=batch, steps=steps, rows=rows, turns=turns, share_prefix=xla,
-        grain=32 if xla else 128, context=decoder.length,
-    )  # fmt: skip
+    return {
+        "batch": batch, "steps": lessons[0].steps, "rows": rows, "turns": turns, "share_prefix": xla,
+        "grain": 32 if xla else 128, "context": decoder.length,
+    }  # fmt: skip
 
 
 def _activations(mesh: Mesh, compute: Compute) -> float:

@@ -81,11 +81,10 @@ def fit_cohort(
         compiled, (begun, compiled.start(begun)), frozen, terms=terms, steps=steps, parameters=net.parameters * members,
         run=run, ledger=ledger, rules=COHORT, rates=jnp.asarray(rates, jnp.float32),
     )  # fmt: skip
-    tokens = ledger.tokens // members
     return [
         Dropped(ledger.failures[place])
         if place in ledger.failures
-        else Fitted({name: value[place] for name, value in tuned.items()}, ledger.curves[place], tokens)
+        else Fitted({name: value[place] for name, value in tuned.items()}, ledger.curves[place], ledger.tokens[place])
         for place in range(members)
     ]
 

@@ -1,7 +1,7 @@
 """What is read of a training's steps: loss curves, tokens seen, and who met a number that is none."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,20 +18,20 @@ class Ledger:
     Attributes:
         curves: of each member, about a hundred points.
         failures: why a member was dropped, by its place; the others go on.
-        tokens: that were seen, by all members together.
+        tokens: that each member saw.
     """
 
     def __init__(self, steps: int, members: int | None = None):
         self._steps, self._members = steps, members
         self.curves: list[list[Point]] = [[] for _ in range(members or 1)]
         self.failures: dict[int, str] = {}
-        self.tokens = 0
+        self.tokens = [0] * (members or 1)
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
-    def expect(self, first: int, metrics: Mapping[str, jax.Array], tokens: int) -> None:
+    def expect(self, first: int, metrics: Mapping[str, jax.Array], tokens: Sequence[int]) -> None:
         """Note a block of steps from `first` on that is under way: metrics of shape (steps,), or (steps, members)."""
         self._pending = first, metrics
-        self.tokens += tokens
+        self.tokens = [before + int(more) for before, more in zip(self.tokens, tokens, strict=True)]
 
     def settle(self) -> None:
         """Read the block that is under way.

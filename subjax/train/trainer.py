@@ -121,7 +121,7 @@ def descend(
         tuned, state, metrics = compiled.take(tuned, state, frozen, placed, *(() if rates is None else (rates,)))
         # The last block's numbers are read only after this one is under way, so the device never waits for the host.
         ledger.settle()
-        ledger.expect(done, metrics, sum(packing.tokens_of(b) for batches in block for b in batches.values()))
+        ledger.expect(done, metrics, sum(_tokens(batches, axes) for batches in block))
         done += len(block)
         run.progress(done, steps, "step")
         stop = run.should_stop()
@@ -139,6 +139,12 @@ def descend(
     if saves is not None:
         saves.wait()
     return tuned
+
+
+def _tokens(batches: Mapping[str, Batch], axes: Mapping[str, tuple[str, ...]]) -> Any:
+    """Tokens of one step's batches, (members,), or (1,) of one training alone."""
+    member = {name: of.index("member") if "member" in of else None for name, of in axes.items()}
+    return sum(packing.tokens_of(batch, member[name]) for name, batch in batches.items())
 
 
 def fit(
@@ -173,7 +179,7 @@ def fit(
         compiled, (tuned, compiled.start(tuned)), frozen, terms=terms, steps=steps, parameters=net.parameters, run=run,
         ledger=ledger,
     )  # fmt: skip
-    return Fitted(tuned, ledger.curves[0], ledger.tokens)
+    return Fitted(tuned, ledger.curves[0], ledger.tokens[0])
 
 
 def _begun(net: Network, tuning: Tuning, base: Mapping[str, jax.Array], key: jax.Array, compiled: Program) -> Params:

@@ -1,0 +1,165 @@
+"""Which students train together is settled by the plan; how they are handed out and made, by the executor."""
+
+import json
+import textwrap
+
+import numpy as np
+import pytest
+from tiny_study import CONFIG, ROOT, cards, command, make_study
+from toy_run import Graph
+
+from subjax import cohorts, config, run, study
+from subjax.schedule import Schedule
+
+TOGETHER = "--config.compute.cohort=8"
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """A plan of the tiny study, with overrides."""
+    monkeypatch.chdir(ROOT)
+    return lambda *overrides, of=CONFIG: study.plan(config.load(of, list(overrides)))
+
+
+def members(plan) -> list[list]:
+    """The cohorts of a plan, each its nodes."""
+    found: dict[str, list] = {}
+    for node in plan.nodes.values():
+        if "cohort" in node.hints:
+            found.setdefault(node.hints["cohort"]["id"], []).append(node)
+    return list(found.values())
+
+
+def test_students_on_one_base_with_like_settings_form_a_cohort(planned):
+    plan = planned(TOGETHER)
+    formed = members(plan)
+    assert sorted(len(cohort) for cohort in formed) == [
+        4,
+        4,
+    ]  # two bases; two corpora of each base's animals, own and not
+    for cohort in formed:
+        assert {node.kind for node in cohort} == {"student"}
+        assert len({node.inputs["base"] for node in cohort}) == 1
+        assert len({node.inputs["corpus"] for node in cohort}) == 4
+        assert all(node.hints["cohort"]["always"] for node in cohort)
+
+
+def test_what_is_asked_for_is_the_most_and_parts_are_even(planned):
+    assert [len(cohort) for cohort in members(planned("--config.compute.cohort=3"))] == [2, 2, 2, 2]
+    assert members(planned("--config.compute.cohort=1")) == []
+    auto = members(planned())
+    assert [len(cohort) for cohort in auto] == [4, 4]
+    assert not any(node.hints["cohort"]["always"] for cohort in auto for node in cohort)
+
+
+def test_cohorts_change_no_node(planned):
+    assert set(planned(TOGETHER).nodes) == set(planned("--config.compute.cohort=1").nodes)
+
+
+def test_room_is_what_memory_allows():
+    assert cohorts.room(weights=16e9, tuned=20_000_000, most=0) == 16
+    assert cohorts.room(weights=16e9, tuned=160_000_000, most=0) == 8
+    assert cohorts.room(weights=16e9, tuned=8_000_000_000, most=0) == 1  # full parameters
+    assert cohorts.room(weights=1e5, tuned=30_000, most=0) == 16  # a tiny model's
+    assert cohorts.room(weights=16e9, tuned=20_000_000, most=5) == 5
+
+
+def test_on_cpu_only_what_is_asked_for_trains_together(planned, monkeypatch):
+    for visible, asked, together in ((False, (), False), (True, (), True), (False, (TOGETHER,), True)):
+        monkeypatch.setattr(run, "accelerator_visible", lambda visible=visible: visible)
+        student = members(planned(*asked))[0][0]
+        assert bool(run._cohort(student)) is together
+
+
+def test_members_are_handed_out_together_once_all_are_ready():
+    graph = Graph()
+    for name in ("x", "y"):
+        graph.add(name)
+        graph.add(f"of {name}", name, group="student")
+    graph.add("other", "x", group="student")
+    of = graph.of
+    schedule = Schedule(graph.nodes, (), {of["of x"]: "c", of["of y"]: "c"})
+    assert {*schedule.take((), (), 1), *schedule.take((), (), 1)} == {of["x"], of["y"]}
+    schedule.there(of["x"])
+    assert schedule.take((), (), 1) == [of["other"]]
+    assert schedule.take((), (), 1) == []  # its fellow's corpus is not there yet
+    schedule.there(of["y"])
+    assert sorted(schedule.take((), (), 1)) == sorted([of["of x"], of["of y"]])
+
+
+def test_a_fellow_that_will_never_be_or_is_made_elsewhere_is_not_waited_for():
+    graph = Graph()
+    for name in ("x", "y", "z"):
+        graph.add(name)
+        graph.add(f"of {name}", name, group="student")
+    of = graph.of
+    done = {of["x"], of["z"]}
+    schedule = Schedule(graph.nodes, done, {of[f"of {name}"]: "c" for name in "xyz"})
+    assert schedule.take((), (), 1) == [of["y"]]
+    schedule.give_up(of["y"])
+    schedule.foreign.add(of["of z"])
+    schedule.ready.discard(of["of z"])
+    assert schedule.take((), (), 1) == [of["of x"]]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The tiny study, every student by itself."""
+    return make_study(tmp_path_factory, "one base", f"{CONFIG}:inits=1", 1)
+
+
+def readings(workdir, card):
+    return json.loads((workdir / "evaluation" / card["id"] / card["payload"] / "readings.json").read_text())
+
+
+def test_a_study_with_cohorts_reads_as_one_without(alone, tmp_path):
+    workdir = alone.copy(tmp_path / "work", without=("student", "evaluation", "plans"))
+    words = ["run", f"--config={alone.config}", TOGETHER, f"--workdir={workdir}", "--workers=1", "--quiet"]
+    done = command(alone.shared, *words)
+    assert done.status == 0, done.err
+    mine, theirs = cards(workdir), cards(alone.workdir)
+    assert mine.keys() == theirs.keys()
+    students = [card for node, card in mine.items() if node.startswith("student/")]
+    assert len(students) == 2
+    for card in students:
+        assert sorted(card["extra"]["cohort"]) == sorted(other["id"] for other in students)
+        before = theirs[f"student/{card['id']}"]
+        assert "cohort" not in before["extra"]
+        assert (card["tokens"], card["seeds"], card["config"]) == (before["tokens"], before["seeds"], before["config"])
+        assert card["metrics"]["loss"] == pytest.approx(before["metrics"]["loss"], rel=1e-5)
+    # Readings of members are those of the same students trained alone, within 1e-4 of a probability.
+    for node, card in mine.items():
+        if node.startswith("evaluation/"):
+            for category, found in readings(workdir, card)["categories"].items():
+                expected = readings(alone.workdir, theirs[node])["categories"][category]
+                for a, b in zip(found["questions"], expected["questions"], strict=True):
+                    np.testing.assert_allclose(a["p"], b["p"], atol=1e-4)
+    again = command(alone.shared, *[word for word in words if word != "--quiet"])
+    assert again.status == 0, again.err
+    assert "0 made" in again.out
+    assert not (workdir / "partial").exists() or not list((workdir / "partial").iterdir())
+
+
+def test_a_member_that_fails_is_told_and_the_others_are_made(alone, tmp_path):
+    """A learning rate at which the loss overflows, beside one at which it does not, in one cohort."""
+    spec = tmp_path / "rates.py"
+    spec.write_text(
+        textwrap.dedent(f"""
+        import runpy
+        from subjax import sweep as sweeps
+        tiny = runpy.run_path({str(ROOT / CONFIG)!r})
+        get_config = lambda arg=None: tiny["get_config"]("inits=1")
+        sweep = lambda arg=None: sweeps.product(
+            tiny["sweep"]("inits=1"), sweeps.axis("student.optimizer.lr", (3e-2, 1e38)))
+        """)
+    )
+    workdir = alone.copy(tmp_path / "work", without=("student", "evaluation", "plans"))
+    done = command(alone.shared, "run", f"--config={spec}", TOGETHER, f"--workdir={workdir}", "--workers=1", "--quiet")
+    assert done.status == 1
+    failures = [line for line in done.lines if "at step" in line]
+    assert len(failures) == 2  # the taught student and its control
+    assert all("is nan at step" in line or "is inf at step" in line for line in failures)
+    assert all("lower learning rate" in line for line in failures)
+    students = [card for node, card in cards(workdir).items() if node.startswith("student/")]
+    assert len(students) == 2
+    assert all(len(card["extra"]["cohort"]) == 4 for card in students)
