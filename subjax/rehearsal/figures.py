@@ -123,7 +123,7 @@ def _measured(
 
 
 def _a_step(kinds: dict[str, tuple[int, float]], steps: int) -> dict[str, tuple[int, float]]:
-    return {kind: (round(count / steps), size / steps) for kind, (count, size) in kinds.items()}
+    return {kind: (math.ceil(count / steps), size / steps) for kind, (count, size) in kinds.items()}
 
 
 def refused(message: str, arguments: int) -> tuple[int, int]:

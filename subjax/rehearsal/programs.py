@@ -160,6 +160,7 @@ def training(spec: Training, mesh: Mesh, steps: int = 1000) -> Program:
     parts = tuple((t.name, t.weight, t.loss) for t in spec.terms)
     with _Notes() as notes:
         made = trainer.program(net, spec.tuning, spec.optimizer, steps, parts, mesh)
+        placed = shardings(TRAIN, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items()})
         tokens = sum(math.prod(shape) for t in spec.terms for name, shape, _ in t.arrays if name == "valid")
         block = trainer.dispatched(net.parameters, tokens, 0, steps)
         batch = {
@@ -182,7 +183,6 @@ def training(spec: Training, mesh: Mesh, steps: int = 1000) -> Program:
     )
     weights = jnp.dtype(spec.weights_dtype)
     frozen = _described({n: net.declarations[n].shape for n in made.frozen_shardings}, weights, made.frozen_shardings)
-    placed = shardings(TRAIN, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items()})
     # What is tuned is a copy, because the step donates it: a fit keeps its base beside.
     base = [Array(net.declarations[n].shape, weights, sharding=placed[n]) for n in tuned if n in placed]
     take: Any = made.take  # jitted, which its type does not say
