@@ -163,8 +163,7 @@ def table(plan: Plan, mesh: Mesh) -> str:
         f"processes  {len(processes)}",
         f"devices    {', '.join(f'{count} x {kind}' for kind, count in kinds.items())}"
         + (f", {min(processes.values())} a process" if len(processes) > 1 else ""),
-        f"mesh       {shown(sizes)}"
-        + ("" if local is mesh else f"; models are asked on {_shown(local)} a process"),
+        f"mesh       {shown(sizes)}" + ("" if local is mesh else f"; models are asked on {_shown(local)} a process"),
     ]
     for model in models_of(plan):
         lines += ["", *_block(model, mesh, local)]
