@@ -1,6 +1,8 @@
 """Meshes and sharding rules, and arrays that are really split where the rules say so (8 virtual devices)."""
 
+import dataclasses
 import logging
+import os
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from jax.sharding import PartitionSpec
 from subjax.errors import SubjaxError, UsageError
 from subjax.models import adapters
 from subjax.models.families import FAMILIES
-from subjax.parallel.mesh import AXES, make_mesh, parse_mesh, replicated
+from subjax.parallel.mesh import AXES, global_mesh, local_mesh, make_mesh, parse_mesh, replicated
 from subjax.parallel.rules import SAMPLE, TRAIN, Rules, shardings
 from subjax.schema import Tuning
 
@@ -205,3 +207,44 @@ def test_a_checkpoint_of_one_mesh_is_read_onto_another():
 
 def test_a_step_splits_its_activations_by_rows_and_not_by_the_parameters_axis():
     assert set(on_devices.results(8)["activations"]) == {"8"}  # 64 rows over 8 devices, never all of them on one
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a device as counting takes."""
+
+    slice_index: int
+    platform: str = "tpu"
+
+
+@pytest.mark.parametrize(
+    ("shape", "chips", "words"),
+    [
+        ((1, 4, 2), 4, "--mesh=fsdp:4,tensor:2 is of 8 devices and there are 4: give axes whose product is 4"),
+        ((1, 2, 1), 4, "--mesh=fsdp:2 is of 2 devices and there are 4"),
+        ((1, 4, 2), 8, "the devices are in 2 slices, which lie on replica; .* --mesh=replica:2,fsdp:4"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_refused_in_one_line(shape, chips, words):
+    with pytest.raises(UsageError, match=words) as refused:
+        global_mesh(shape, [Chip(i // 4) for i in range(chips)])
+    assert "\n" not in str(refused.value)
+
+
+def test_the_slices_of_a_described_pod_lie_on_replica():
+    """With libtpu alone, which needs no chip: two slices of 16."""
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2).devices
+    for shape, sizes in ((None, (2, 16, 1)), ((2, 4, 4), (2, 4, 4)), ((4, 8, 1), (4, 8, 1))):
+        mesh = global_mesh(shape, devices)
+        assert tuple(mesh.shape.values()) == sizes
+        slices = [{device.slice_index for device in part.flatten()} for part in mesh.devices]
+        assert slices == [{i * 2 // sizes[0]} for i in range(sizes[0])]
+
+
+def test_one_process_asks_models_on_the_whole_mesh():
+    mesh = make_mesh()
+    assert local_mesh(mesh) is mesh
