@@ -1,6 +1,6 @@
 """Eight LoRA students at SmolLM2-135M: a cohort, runs in turn, workers side by side, transformers: rows a second.
 
-    python -m benchmarks.cohort            # about 50 minutes on two cores
+    python -m benchmarks.cohort            # about two hours on two cores
     python -m benchmarks.cohort --quick    # a tiny model, seconds a round: to see that it works
 
 Rows of all students together. In turn and in transformers a student has the whole machine; side by side each of two

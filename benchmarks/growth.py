@@ -1,6 +1,6 @@
 """How step time and compile time grow with layers, width, length, rows and devices, with fitted exponents.
 
-    python -m benchmarks.growth            # about 15 minutes on two cores
+    python -m benchmarks.growth            # about half an hour on two cores
     python -m benchmarks.growth --quick    # two points an axis: to see that it works
 
 Tiny random Llamas trained in full, one axis moved at a time. Every round is a fresh process a number of devices, with
