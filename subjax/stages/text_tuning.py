@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from subjax.config import from_dict
 from subjax.data.packed import Chat, PackedChats, PackedCohort
 from subjax.models import flash
+from subjax.models.architecture import DecoderConfig
 from subjax.schema import Optimizer, Tuning
 from subjax.schema_pretrained import Compute
 from subjax.stages.speakers import Speaker
@@ -75,8 +76,7 @@ def tune(lesson: Lesson) -> Made:
     """
     task, speaker = lesson.task, lesson.speaker
     flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
-    rows = task.mesh.shape["replica"] * task.mesh.shape["fsdp"]
-    stream = PackedChats(lesson.chats, seed=lesson.order_seed, **_layout([lesson], rows))
+    stream = PackedChats(lesson.chats, seed=lesson.order_seed, **_layout([lesson]))
     loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
     fitted = fit(
         speaker.net,
@@ -105,7 +105,7 @@ def tune_together(lessons: Sequence[Lesson], partial: epath.Path) -> list[Made |
     task, speaker = first.task, first.speaker
     flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
     members = [{"chats": lesson.chats, "seed": lesson.order_seed} for lesson in lessons]
-    stream = PackedCohort(members, **_layout(lessons, task.mesh.shape["fsdp"]))
+    stream = PackedCohort(members, **_layout(lessons))
     loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.longest))
     optimizers = [from_dict(Optimizer, lesson.task.config["optimizer"]) for lesson in lessons]
     found = fit_cohort(
@@ -125,20 +125,38 @@ def tune_together(lessons: Sequence[Lesson], partial: epath.Path) -> list[Made |
     ]
 
 
-def _layout(lessons: Sequence[Lesson], rows: int) -> dict[str, Any]:
-    """How the chats of lessons that train together are packed: a row a device, in as many turns as memory asks for."""
-    task, decoder, compute = lessons[0].task, lessons[0].speaker.net.config, lessons[0].compute
-    batch = task.config["batch"]
-    lengths = [len(prompt) + len(answer) for lesson in lessons for prompt, answer in lesson.chats]
+def _layout(lessons: Sequence[Lesson]) -> dict[str, Any]:
+    first = lessons[0]
+    return layout(
+        first.speaker.net.config, [lesson.chats for lesson in lessons], batch=first.task.config["batch"],
+        steps=first.steps, mesh=first.task.mesh, compute=first.compute,
+    )  # fmt: skip
+
+
+def layout(
+    decoder: DecoderConfig, corpora: Sequence[Sequence[Chat]], *, batch: int, steps: int, mesh: Mesh, compute: Compute
+) -> dict[str, Any]:
+    """How chats are packed: a row a device, in as many turns of a step as memory asks for.
+
+    Args:
+        decoder: the model. corpora: the chats of a training, or of each member of a cohort.
+        batch: chats a step, of each. steps: of the run. mesh: where it is trained. compute: as set.
+
+    Returns:
+        What `PackedChats` and `PackedCohort` take beside chats and seeds.
+    """
+    together = len(corpora) > 1  # members lie on `replica`
+    rows = mesh.shape["fsdp"] * (1 if together else mesh.shape["replica"])
+    lengths = [len(prompt) + len(answer) for chats in corpora for prompt, answer in chats]
     # A kernel sees a row's tokens; what all chats begin with stands once in XLA's attention alone.
     xla = decoder.attention == "xla"
-    kept = decoder.kept_bytes(compute.remat, max(lengths) if xla else 0) / task.mesh.shape["tensor"]
-    members = math.ceil(len(lessons) / (task.mesh.shape["replica"] if len(lessons) > 1 else 1))
-    room = max(1, int(_activations(task.mesh, compute) / (kept * members)))
+    kept = decoder.kept_bytes(compute.remat, max(lengths) if xla else 0) / mesh.shape["tensor"]
+    members = math.ceil(len(corpora) / (mesh.shape["replica"] if together else 1))
+    room = max(1, int(_activations(mesh, compute) / (kept * members)))
     mean = sum(lengths) / len(lengths)
     turns = min(math.ceil(batch * mean / rows / room), math.ceil(batch / rows))
     return {
-        "batch": batch, "steps": lessons[0].steps, "rows": rows, "turns": turns, "share_prefix": xla,
+        "batch": batch, "steps": steps, "rows": rows, "turns": turns, "share_prefix": xla,
         "grain": 32 if xla else 128, "context": decoder.length,
     }  # fmt: skip
 
