@@ -1,9 +1,14 @@
 """Settings that every test runs under."""
 
+import os
 import signal
+import tempfile
 
 import jax
 import pytest
+
+# Compiled programs that commands keep are the test session's own.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="subjax-tests-")
 
 # An accidental broadcast between ranks is a bug that a loss curve hides; here it is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
