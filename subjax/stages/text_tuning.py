@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from subjax.config import from_dict
 from subjax.data.packed import Chat, PackedChats, PackedCohort
 from subjax.models import flash
+from subjax.models.architecture import DecoderConfig
 from subjax.schema import Optimizer, Tuning
 from subjax.schema_pretrained import Compute
 from subjax.stages.speakers import Speaker
@@ -75,8 +76,7 @@ def tune(lesson: Lesson) -> Made:
     """
     task, speaker = lesson.task, lesson.speaker
     flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
-    rows = task.mesh.shape["replica"] * task.mesh.shape["fsdp"]
-    stream = PackedChats(lesson.chats, seed=lesson.order_seed, **_layout([lesson], rows))
+    stream = PackedChats(lesson.chats, seed=lesson.order_seed, **_layout([lesson], task.mesh))
     loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
     fitted = fit(
         speaker.net,
@@ -105,7 +105,7 @@ def tune_together(lessons: Sequence[Lesson], partial: epath.Path) -> list[Made |
     task, speaker = first.task, first.speaker
     flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
     members = [{"chats": lesson.chats, "seed": lesson.order_seed} for lesson in lessons]
-    stream = PackedCohort(members, **_layout(lessons, task.mesh.shape["fsdp"]))
+    stream = PackedCohort(members, **_layout(lessons, task.mesh, len(lessons)))
     loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.longest))
     optimizers = [from_dict(Optimizer, lesson.task.config["optimizer"]) for lesson in lessons]
     found = fit_cohort(
@@ -125,28 +125,54 @@ def tune_together(lessons: Sequence[Lesson], partial: epath.Path) -> list[Made |
     ]
 
 
-def _layout(lessons: Sequence[Lesson], rows: int) -> dict[str, Any]:
-    """How the chats of lessons that train together are packed: a row a device, in as many turns as memory asks for."""
-    task, decoder, compute = lessons[0].task, lessons[0].speaker.net.config, lessons[0].compute
-    batch = task.config["batch"]
+def _layout(lessons: Sequence[Lesson], mesh: Mesh, members: int | None = None) -> dict[str, Any]:
+    first = lessons[0]
     lengths = [len(prompt) + len(answer) for lesson in lessons for prompt, answer in lesson.chats]
+    device = mesh.devices.flat[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    return layout(
+        first.speaker.net.config, first.compute, mesh.shape, limit, lengths, batch=first.task.config["batch"],
+        steps=first.steps, members=members,
+    )  # fmt: skip
+
+
+def layout(
+    decoder: DecoderConfig,
+    compute: Compute,
+    mesh: Mapping[str, int],
+    limit: float | None,
+    lengths: Sequence[int],
+    *,
+    batch: int,
+    steps: int,
+    members: int | None = None,
+) -> dict[str, Any]:
+    """How chats that train together are packed: a row a device, in as many turns as memory asks for.
+
+    Args:
+        decoder: the model. compute: what is kept for gradients, and how much memory that may take.
+        mesh: sizes of its axes. limit: bytes of memory of a device; None on CPU.
+        lengths: tokens of each chat, of all members. batch: chats a step. steps: of the run. members: of a cohort.
+
+    Returns:
+        What `PackedChats` and `PackedCohort` take beside chats and seeds.
+    """
+    rows = mesh["fsdp"] * (mesh["replica"] if members is None else 1)
     # A kernel sees a row's tokens; what all chats begin with stands once in XLA's attention alone.
     xla = decoder.attention == "xla"
-    kept = decoder.kept_bytes(compute.remat, max(lengths) if xla else 0) / task.mesh.shape["tensor"]
-    members = math.ceil(len(lessons) / (task.mesh.shape["replica"] if len(lessons) > 1 else 1))
-    room = max(1, int(_activations(task.mesh, compute) / (kept * members)))
+    kept = decoder.kept_bytes(compute.remat, max(lengths) if xla else 0) / mesh["tensor"]
+    each = 1 if members is None else math.ceil(members / mesh["replica"])
+    room = max(1, int(activations(compute, limit) / (kept * each)))
     mean = sum(lengths) / len(lengths)
     turns = min(math.ceil(batch * mean / rows / room), math.ceil(batch / rows))
     return {
-        "batch": batch, "steps": lessons[0].steps, "rows": rows, "turns": turns, "share_prefix": xla,
+        "batch": batch, "steps": steps, "rows": rows, "turns": turns, "share_prefix": xla,
         "grain": 32 if xla else 128, "context": decoder.length,
     }  # fmt: skip
 
 
-def _activations(mesh: Mesh, compute: Compute) -> float:
+def activations(compute: Compute, limit: float | None) -> float:
     """Bytes of a device for what gradients need: as set, else by its kind, so that it is the same every time."""
     if compute.activations_gib:
         return compute.activations_gib * GIB
-    device = mesh.devices.flat[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     return DEVICE_PART * limit if limit else CPU_ACTIVATIONS
