@@ -5,12 +5,13 @@ as make their scans one iteration long, and the two agree within 2 %, the elemen
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from subjax.models import adapters, costs
+from subjax.models import adapters, cached, costs
 from subjax.models.families import decoder_config
 from subjax.models.network import network
 from subjax.schema import Numerics, Tuning
@@ -83,10 +84,9 @@ def test_training_as_xla_counts_it(kind):
 def test_sampling_as_xla_counts_it():
     config = dataclasses.replace(CONFIG, layers=1)
     net = network(config)
-    prefill = lambda params, tokens, valid: net.prefill(params, tokens, valid, slots=LENGTH + 8)  # noqa: E731
     ours = sum(costs.prefill(config, ROWS, LENGTH).values())
-    assert counted(prefill, net.abstract(), *TOKENS) == pytest.approx(ours, rel=0.02)
-    cache = jax.eval_shape(prefill, net.abstract(), *TOKENS)[1]
-    token, slot = jax.ShapeDtypeStruct((ROWS,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    assert counted(functools.partial(cached.prefill, net), net.abstract(), *TOKENS) == pytest.approx(ours, rel=0.02)
+    cache = jax.eval_shape(lambda: cached.empty(net, ROWS, LENGTH + 8, "float32"))
+    token = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
     ours = sum(costs.decode(config, ROWS, LENGTH + 8).values())
-    assert counted(net.step, net.abstract(), token, slot, cache) == pytest.approx(ours, rel=0.02)
+    assert counted(functools.partial(cached.step, net), net.abstract(), token, cache) == pytest.approx(ours, rel=0.02)
