@@ -197,7 +197,7 @@ def test_a_timed_student_counts_whole_steps(model):
     settings = training.PUBLISHED | dict(batch=4, steps=40)  # two dispatches of twenty steps
     steps, took = our_training.timed_student(net, params, made_up(12), settings, 0, 1e-4)
     assert (steps, took > 0) == (20, True)
-    with pytest.raises(SubjaxError, match="all 6 steps of a student are one dispatch"):
+    with pytest.raises(SubjaxError, match="all 6 steps of a fit are one dispatch"):
         our_training.timed_student(net, params, made_up(12), settings | dict(steps=6), 0, 1e-4)
 
 

@@ -2,7 +2,10 @@
 
 One small Llama-like decoder, bfloat16: four layers of width 256, eight heads of 32, hidden 512, its own output matrix
 of 1,024 words. A layer's matrices hold 4 x 65,536 (q, k, v, o) + 3 x 131,072 (gate, up, down) = 655,360 scalars, the
-output matrix 262,144. Sixteen rows of 65 tokens are trained on, 64 go in; sixteen prompts of 32 tokens are sampled.
+output matrix 262,144.
+
+A device trains on one packed row of 64 tokens: sixteen with which all chats begin, and four chats of twelve more, of
+which eight are the answer, so 32 targets. Sixteen prompts of 32 tokens are sampled, whose first sixteen are alike.
 """
 
 import dataclasses
@@ -10,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -21,10 +25,12 @@ from subjax.parallel.mesh import parse_mesh
 from subjax.parallel.rules import SAMPLE, TRAIN, shardings
 from subjax.parallel.topology import compiler_version, described_mesh, missing, parse_topology
 from subjax.rehearsal.figures import figures
-from subjax.rehearsal.programs import Rows, Sampling, Spec, Training
+from subjax.rehearsal.made_up import Chats, Prompts
+from subjax.rehearsal.programs import Sampling, Spec, Training
 from subjax.sample import sampler
 from subjax.schema import Numerics, Optimizer, Tuning
-from subjax.train.losses import NextToken
+from subjax.schema_pretrained import Compute
+from subjax.train import cross_entropy
 
 TABLE = Path(__file__).parent / "golden" / "topologies.json"
 CASES = {
@@ -36,7 +42,8 @@ MEANT = (
     "a step is sharded, or talks, otherwise than it did: if you meant this change, run "
     "`python -m tests.test_golden_topologies --update`, derive the new bytes by hand, and say why in the commit"
 )
-ROWS, LENGTH = 16, 64
+ROWS, LENGTH, TARGETS = 16, 64, 32
+PREFIX, CHATS, ANSWER = 16, 4, 8
 LAYERS, LAYER, HEAD, WIDTH = 4, 655_360, 262_144, 256
 BF16, F32 = 2, 4
 
@@ -54,10 +61,10 @@ def config() -> DecoderConfig:
 def spec_of(case: str) -> Spec:
     if case.endswith("sampling"):
         settings = sampler.Sampling(32, 32, (0,), 1, cache_dtype="bfloat16")
-        return Sampling(config(), "bfloat16", settings, ROWS)
-    arrays = (("tokens", (ROWS, LENGTH + 1), "int32"), ("valid", (ROWS, LENGTH + 1), "bool"))
-    rows = Rows("numbers", 1.0, NextToken(LENGTH), arrays, ROWS, LENGTH, LENGTH)
-    return Training(config(), "float32", Tuning(kind="full"), Optimizer(name="adamw"), (rows,))
+        return Sampling(config(), "bfloat16", settings, ROWS, Prompts(PREFIX, ((16, 1),) * ROWS))
+    rows = 16 if "v5e" in case else 4
+    chats = Chats("numbers", PREFIX, ((PREFIX + 4, ANSWER),), CHATS * rows, CHATS * rows, 1)
+    return Training(config(), "float32", Tuning(kind="full"), Optimizer(name="adamw"), (chats,), None, Compute())
 
 
 def computed(case: str) -> dict[str, Any]:
@@ -73,67 +80,75 @@ def computed(case: str) -> dict[str, Any]:
     )
     placed = shardings(rules, mesh, declared)
     table = {n: [str(s.spec), list(s.shard_shape(declared[n][0]))] for n, s in placed.items()}
-    collectives = {
-        one.name: {k: list(v) for k, v in one.kinds.items()} for one in figures(spec_of(case), topology, mesh)
-    }
+    with mock.patch.object(cross_entropy, "CHUNK", 1024 * LENGTH // 4):  # two chunks, of sixteen targets each
+        found = figures(spec_of(case), topology, mesh)
+    collectives = {one.name: {k: list(v) for k, v in one.kinds.items()} for one in found}
     return {"compiler": compiler_version(topology), "shardings": table, "collectives": collectives}
 
 
 def fsdp_bytes() -> dict[str, int]:
-    """v5e:4x4, fsdp:16: one row a device, every matrix cut sixteen ways along the width.
+    """v5e:4x4, fsdp:16: one packed row a device, every matrix cut sixteen ways along the width.
 
-    all-gather: each matrix whole, in bfloat16, once forward and once backward, and the output matrix once; the
-    embedding is not gathered, its rows are exchanged, for which every device gets all 16 x 64 tokens (int32), forward
-    and back.
-    all-reduce: gradients of the layers and of the output matrix, in bfloat16. In float32, of a layer's two gains: the
-    gains themselves, made whole, forward and backward, and their gradients; the same of the last norm's, once each.
-    The loss, and what the gradient's norm adds up.
+    all-gather: each matrix whole, in bfloat16, once forward and once backward, and the output matrix once, whatever the
+    chunks; the embedding is not gathered, its rows are exchanged, for which every device gets all 16 x 64 tokens
+    (int32). What attention gathers of a packed row, and the targets' states, stay on their device.
+    all-reduce: gradients of the layers in bfloat16, and of the output matrix in float32, as its chunks were added up,
+    once. In float32, of a layer's two gains: the gains themselves, made whole, forward and backward, and their
+    gradients; the same of the last norm's, once each. The loss, and what the gradient's norm adds up.
     all-to-all: one row's embeddings forward in bfloat16, their gradients backward in float32.
     """
     gains = 2 * WIDTH * F32
     return {
-        "all-gather": 2 * LAYERS * LAYER * BF16 + HEAD * BF16 + 2 * ROWS * LENGTH * F32,
-        "all-reduce": LAYERS * (LAYER * BF16 + 3 * gains) + HEAD * BF16 + 2 * WIDTH * F32 + 2 * F32 + F32,
+        "all-gather": 2 * LAYERS * LAYER * BF16 + HEAD * BF16 + 16 * LENGTH * F32,
+        "all-reduce": LAYERS * (LAYER * BF16 + 3 * gains) + HEAD * F32 + 2 * WIDTH * F32 + 2 * F32,
         "all-to-all": LENGTH * WIDTH * (BF16 + F32),
     }
 
 
 def mixed_bytes() -> dict[str, int]:
-    """v5p:2x2x2, fsdp:4 and tensor:2: four rows a device, matrices halved along heads and hidden, and cut four ways.
+    """v5p:2x2x2, fsdp:4 and tensor:2: one row a device, matrices halved along heads and hidden, and cut four ways.
 
-    all-gather: half of each matrix twice, half of the output matrix once; along tensor the halves of the looked-up
-    embeddings (two, forward) and the tokens (int32, forward and back).
-    reduce-scatter: gradients of gate, up, down and the output matrix in bfloat16; along tensor those of the embeddings.
+    all-gather: half of each matrix twice, half of the output matrix once; the tokens of four rows, and half of them
+    along tensor (int32).
+    reduce-scatter: gradients of gate, up and down, in bfloat16.
     all-reduce: in bfloat16, gradients of q, k, v and o; along tensor, what attention and the feed-forward part write
-    to the residual stream, and their gradients, and that of the output matrix. In float32, gains as with fsdp alone.
-    Along tensor, of the loss's tokens the greatest logit in bfloat16, and its own logit and the exponentials' sum in
-    float32; and 56 bytes of scalars: the loss, and the gradient's norm by how matrices are cut.
-    all-to-all: embeddings of four rows forward, and their gradients in float32.
+    to the residual stream, and their gradients, the looked-up embeddings, and the gradients of the targets' states. In
+    float32, the gradient of half the output matrix, and gains as with fsdp alone. Along tensor, of each target the
+    greatest logit, its own and the exponentials' sum in float32; and 52 bytes of scalars: the loss, and the gradient's
+    norm by how matrices are cut.
+    all-to-all: embeddings of a row forward, and their gradients in float32.
     """
-    tokens = ROWS // 4 * LENGTH
-    rows, gains = tokens * WIDTH, 2 * WIDTH * F32
+    row, gains = LENGTH * WIDTH, 2 * WIDTH * F32
     return {
-        "all-reduce": LAYERS * (4 * 65_536 * BF16 // 2 + 4 * rows * BF16 + 3 * gains)
-        + rows * BF16
+        "all-reduce": LAYERS * (4 * 65_536 * BF16 // 2 + 4 * row * BF16 + 3 * gains)
+        + (row + TARGETS * WIDTH) * BF16
+        + HEAD * F32 // 2
         + gains
-        + tokens * (BF16 + 2 * F32)
-        + 56,
-        "all-gather": 2 * LAYERS * LAYER * BF16 // 2 + HEAD * BF16 // 2 + 2 * rows * BF16 + 2 * 2 * LENGTH * 4 * F32,
-        "reduce-scatter": LAYERS * 3 * 131_072 * BF16 // 2 + HEAD * BF16 // 2 + rows * F32,
-        "all-to-all": rows * (BF16 + F32),
+        + TARGETS * 3 * F32
+        + 52,
+        "all-gather": 2 * LAYERS * LAYER * BF16 // 2 + HEAD * BF16 // 2 + 4 * LENGTH * F32 * 3 // 2,
+        "reduce-scatter": LAYERS * 3 * 131_072 * BF16 // 2,
+        "all-to-all": row * (BF16 + F32),
     }
 
 
 def sampled_bytes(name: str) -> dict[str, int]:
-    """v6e:4x4, replica:4 and tensor:4: four rows a device, heads, hidden and vocabulary cut four ways.
+    """v6e:4x4, replica:4 and tensor:4: four slots a device, heads, hidden and vocabulary cut four ways. Four prompts
+    are read at a time, one a device, of sixteen tokens behind the sixteen that all share.
 
     all-reduce, in bfloat16: what attention and the feed-forward part write to the residual stream, two a layer, and the
-    embedding that one of four devices looks up. The draw is a maximum, the least id that reaches it, and the next
-    maximum: three of four bytes a row. A decoding step has one token a row where the prefill has 32.
+    embedding that one of four devices looks up, of 16 tokens of a prefix or of a prompt, or of one token of four slots.
+    The draw is a maximum, the least id that reaches it, and the next maximum: three of four bytes a slot; and rows'
+    keys are folded in two pieces of 128 words.
+    all-gather: logits behind a device's one prompt; and, once where the loop is left, what all slots drew.
     """
-    rows = ROWS // 4
-    tokens = rows * (32 if name == "prefill" else 1)
-    return {"all-reduce": (2 * LAYERS + 1) * tokens * WIDTH * BF16 + 3 * rows * 4}
+    tokens = 4 if name == "decode" else 16
+    found = {"all-reduce": (2 * LAYERS + 1) * tokens * WIDTH * BF16}
+    if name == "decode":
+        found["all-reduce"] += 3 * 4 * 4 + 2 * 128 * 4
+    if name != "share":
+        found["all-gather"] = 1024 * F32 if name == "prefill" else ROWS * 32 * 4
+    return found
 
 
 @libtpu
@@ -151,6 +166,7 @@ def test_golden_bytes_are_those_derived_by_hand(case):
     golden = json.loads(TABLE.read_text())[case]["collectives"]
     for name, kinds in golden.items():
         by_hand = sampled_bytes(name) if case.endswith("sampling") else fsdp_bytes() if "v5e" in case else mixed_bytes()
+        assert set(kinds) - {"collective-permute"} == set(by_hand)
         for kind, size in by_hand.items():
             assert kinds[kind][1] == size, (case, name, kind)
 

@@ -24,7 +24,10 @@ def students(
 ) -> list[Fitted | Dropped]:
     """Fine-tune a cohort, a student a seed, as `stages/text_tuning.tune_together` does."""
     steps, mesh, compute = steps_of(chats, settings), make_mesh(), Compute()
-    packed = layout(net.config, [chats] * len(seeds), batch=settings["batch"], steps=steps, mesh=mesh, compute=compute)
+    packed = layout(
+        net.config, compute, mesh.shape, limit_of(mesh), lengths_of(chats), batch=settings["batch"], steps=steps,
+        members=len(seeds),
+    )  # fmt: skip
     stream = PackedCohort([{"chats": chats, "seed": seed} for seed in seeds], **packed)
     loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.longest))
     return fit_cohort(

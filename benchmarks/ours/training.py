@@ -16,7 +16,7 @@ from subjax.models.network import Network, Params
 from subjax.parallel.mesh import make_mesh
 from subjax.schema import Optimizer, Tuning
 from subjax.schema_pretrained import Compute
-from subjax.stages.text_tuning import layout
+from subjax.stages.text_tuning import layout, limit_of
 from subjax.train.losses import PackedNextToken
 from subjax.train.trainer import Fitted, Run, Term, fit
 
@@ -28,7 +28,9 @@ def student(
     """Fine-tune a student on chats as `stages/text_tuning.tune` does; `settings` as `benchmarks.training.PUBLISHED`."""
     steps = steps_of(chats, settings)
     mesh, compute = make_mesh(), Compute()
-    packed = layout(net.config, [chats], batch=settings["batch"], steps=steps, mesh=mesh, compute=compute)
+    packed = layout(
+        net.config, compute, mesh.shape, limit_of(mesh), lengths_of(chats), batch=settings["batch"], steps=steps
+    )
     stream = PackedChats(chats, seed=seed, **packed)
     loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
     return fit(
@@ -41,6 +43,11 @@ def student(
         key=jax.random.key(seed),
         run=Run(mesh, progress=progress, should_stop=should_stop, remat=compute.remat),
     )
+
+
+def lengths_of(chats: Chats) -> list[int]:
+    """Tokens of each chat."""
+    return [len(prompt) + len(answer) for prompt, answer in chats]
 
 
 def tuning_of(settings: Mapping[str, Any]) -> Tuning:

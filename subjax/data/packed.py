@@ -127,6 +127,10 @@ class PackedChats:
         room = self._rounded(functools.reduce(_Room.with_, map(self._need, dealt)))
         return [self._filled(rows, room) for rows in dealt]
 
+    def largest(self) -> Batch:
+        """The first step's chats in the largest shape that any step has."""
+        return self._filled(self._dealt(0), self._rounded(self._most))
+
     def _dealt(self, step: int) -> list[list[int]]:
         """The chats of each packed row of a step: the longest first, each to the row that is shortest so far."""
         picked = order(self._seed, len(self.chats), self._batch, step)
@@ -218,8 +222,16 @@ class PackedCohort:
             _Room.with_, (m._need(rows) for m, of in zip(self._members, dealt, strict=True) for rows in of)
         )
         room = self._members[0]._rounded(need)
-        out = []
-        for index in range(len(steps)):
-            each = [m._filled(of[index], room) for m, of in zip(self._members, dealt, strict=True)]
-            out.append({name: np.stack([batch[name] for batch in each], axis=1) for name in each[0]})
-        return out
+        return [
+            _stacked([m._filled(of[index], room) for m, of in zip(self._members, dealt, strict=True)])
+            for index in range(len(steps))
+        ]
+
+    def largest(self) -> Batch:
+        """The first step's chats in the largest shape that any step has."""
+        return _stacked([member.largest() for member in self._members])
+
+
+def _stacked(each: Sequence[Batch]) -> Batch:
+    """The members' batches with the members' axis behind the turns."""
+    return {name: np.stack([batch[name] for batch in each], axis=1) for name in each[0]}

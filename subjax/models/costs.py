@@ -83,10 +83,41 @@ def training(
     return found
 
 
-def prefill(config: DecoderConfig, rows: int, length: int, lora: Mapping[str, int] | None = None) -> Flops:
-    """A prompt's pass over all layers, with logits at the last token alone."""
+def packed(
+    config: DecoderConfig, rows: int, length: int, lines: int, line: int, targets: int, kind: str, *, prefix: int = 0,
+    rank: int = 0, lora_targets: Collection[str] = (), remat: str = "none",
+) -> Flops:  # fmt: skip
+    """One step's forward and backward pass over packed rows.
+
+    Args:
+        rows, length: packed rows, of all turns and members, and their tokens, what all chats begin with and padding
+            counted. lines: lines of attention in a row, of `line` tokens each: a chat's own behind `prefix` shared
+            ones; of a kernel that takes a row as it is, one line of all its tokens.
+        targets: tokens of a row with a loss; the output matrix's part is never computed again.
+        kind, rank, lora_targets: as `training` has them.
+        remat: what the backward pass computes again (`subjax.models.remat`); "none" counts what is progress.
+    """
+    lora = lora_matrices(config, rank, lora_targets) if kind == "lora" else {}
+    tokens, pairs = rows * length, rows * (lines * line * (prefix + line) + prefix * prefix)
+    found: Flops = {}
+    for name, size in {**layer_matrices(config), **lora}.items():
+        passes = (3 if name in lora or kind == "full" else 2) + (remat == "full")
+        found[name] = 2.0 * size * tokens * config.layers * passes
+    found["scores"] = 4.0 * pairs * config.heads * config.head_dim * config.layers * (3 + (remat != "none"))
+    found["head"] = 2.0 * rows * targets * _head(config) * (3 if kind == "full" else 2)
+    return found
+
+
+def prefill(
+    config: DecoderConfig, rows: int, length: int, lora: Mapping[str, int] | None = None, prefix: int = 0,
+    asked: bool = True,
+) -> Flops:  # fmt: skip
+    """A prompt's pass over all layers, behind a `prefix` of all rows, with logits at the last token alone; of a prefix
+    itself none are `asked`.
+    """
     found = forward(config, rows, length, None, lora)
-    return {**found, "head": 2.0 * rows * _head(config)}
+    found["scores"] *= (prefix + length) / length
+    return {**found, "head": 2.0 * rows * _head(config) if asked else 0.0}
 
 
 def decode(config: DecoderConfig, rows: int, slots: int, lora: Mapping[str, int] | None = None) -> Flops:

@@ -216,8 +216,8 @@ class Network:
             return _held(block.finish(x, attended, lora), rows), None
 
         x, _ = jax.lax.scan(rematerialized(body, remat), x, (blocks, self._local, adapter or {}))
-        asked = jnp.take_along_axis(x, at[:, :, None], axis=1)
-        return decoder.norm(asked)
+        asked = _held(jnp.take_along_axis(x, at[:, :, None], axis=1), rows)
+        return _held(decoder.norm(asked), rows)
 
     def output_matrix(self, params: Mapping[str, jax.Array]) -> Float[Array, "vocab width"]:
         """The matrix that turns states into logits: the embedding where the two are tied."""

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from subjax.errors import SubjaxError
-from subjax.models import costs
+from subjax.models import costs, flash
 from subjax.models.network import network
+from subjax.parallel.axes import AXES
 from subjax.parallel.collectives import by_kind, collectives, received
 from subjax.parallel.topology import Topology, islands_of
-from subjax.rehearsal.programs import Program, Sampling, Spec, Training, bytes_of, sampling, training
+from subjax.rehearsal.arrays import bytes_of
+from subjax.rehearsal.programs import Program, Spec, Training, sampling, training
 from subjax.roofline import Roofline, Work, roofline
 
 # JAX takes this part of a GPU's memory when it starts (its XLA_PYTHON_CLIENT_MEM_FRACTION), so there is no more.
@@ -31,7 +33,7 @@ class Figures:
     """What is known of one compiled program.
 
     Attributes:
-        name: "step", "prefill" or "decode".
+        name: "step", "share", "prefill" or "decode".
         parts: bytes a device: weights, adapters, optimizer, batch and cache as they are laid out; `padding` is what the
             device adds to them; `temporaries` (activations, gradients, gathered weights) and `code` as the compiler
             has them; `beside` what a run keeps there that the program does not take. Empty where `needed` is all that
@@ -42,7 +44,7 @@ class Figures:
         kinds: collectives of one call by kind: how many, and bytes on a device.
         unbounded: whether some of them stand in a loop whose length is not known, and count once.
         roof: of one call; None where the peaks are not known. seconds: that compiling took.
-        notes: what could not be shared, a line each.
+        notes: what could not be shared, a line each. often: calls for one batch of rows; of a step 1.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Figures:
     roof: Roofline | None
     seconds: float
     notes: tuple[str, ...]
+    often: float = 1.0
 
     @property
     def fits(self) -> bool:
@@ -65,20 +68,48 @@ class Figures:
 
 
 def figures(spec: Spec, topology: Topology, mesh: Mesh) -> list[Figures]:
-    """Compile the programs of a spec for a mesh of described devices: a step; or a prefill and a decoding loop."""
+    """Compile the programs of a spec for a mesh of described devices, up to the first one that cannot be.
+
+    A step; or the prefix of all prompts where they have one, a prefill and a decoding loop.
+
+    Raises:
+        UsageError: the attention asked for does not run on such devices.
+    """
     islands = islands_of(topology, mesh)
     if isinstance(spec, Training):
-        return [_measured(training(spec, mesh), spec, topology, islands)[0]]
-    first, behind = sampling(spec, mesh)
-    begun, compiled = _measured(first, spec, topology, islands)
-    if compiled is None:
-        return [begun]
-    return [begun, _measured(behind(compiled), spec, topology, islands)[0]]
+        laid, notes = laid_for(spec, topology, mesh)
+        found = _measured(training(laid, mesh), laid, topology, islands)
+        return [dataclasses.replace(found, notes=(*notes, *found.notes))]
+    all_found = []
+    for program in sampling(spec, mesh):
+        all_found.append(_measured(program, spec, topology, islands))
+        if not all_found[-1].compiled:
+            break
+    return all_found
 
 
-def _measured(
-    program: Program, spec: Spec, topology: Topology, islands: list[int]
-) -> tuple[Figures, jax.stages.Compiled | None]:
+def laid_for(spec: Training, topology: Topology, mesh: Mesh) -> tuple[Training, list[str]]:
+    """A step with its chats packed for a mesh, and what has to be said of it.
+
+    Raises:
+        UsageError: the attention asked for does not run on such devices.
+    """
+    notes: list[str] = []
+    flash.require(spec.config, topology.chip.platform)
+    if spec.config.attention == "cudnn":
+        notes = ["numerics.attention=cudnn cannot be compiled without cuDNN; rehearsed with numerics.attention=xla"]
+        spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, attention="xla"))
+    replica, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
+    limit = None if topology.chip.platform == "cpu" else room_of(topology)
+    return spec.laid((replica, fsdp, tensor), limit), notes
+
+
+def room_of(topology: Topology) -> int:
+    """Bytes that programs may take of a device."""
+    return topology.chip.hbm if topology.chip.platform == "tpu" else int(topology.chip.hbm * GPU_FRACTION)
+
+
+def _measured(program: Program, spec: Spec, topology: Topology, islands: list[int]) -> Figures:
     """Compile one program and read it."""
     held = {part: bytes_of(arrays) for part, arrays in program.held.items() if arrays}
     beside = bytes_of(program.beside)
@@ -96,11 +127,11 @@ def _measured(
         words = " ".join(str(error).split())
         parts = held | ({"temporaries": needed - sum(held.values()) - beside} if needed else {})
         parts |= {"beside": beside} if beside else {}
-        flops = sum(sum(part.values()) for part in model_flops(spec, program.name))
+        flops = _sum(program.work)
         return Figures(
             program.name, parts, needed, room, False, words, flops, {}, False, None, time.monotonic() - started,
-            tuple(program.notes),
-        ), None  # fmt: skip
+            tuple(program.notes), program.often,
+        )  # fmt: skip
     seconds = time.monotonic() - started
     memory: Any = compiled.memory_analysis()
     arguments = sum(held.values())
@@ -114,12 +145,12 @@ def _measured(
     found = collectives(compiled.as_text() or "")
     fast, slow = (size / program.steps for size in received(found, islands))
     work, flops = _work(program, spec, fast, slow)
-    room = topology.chip.hbm if topology.chip.platform == "tpu" else int(topology.chip.hbm * GPU_FRACTION)
+    room = room_of(topology)
     roof = roofline(work, topology, spec.config.dtype, spec.config.matmul_precision)
     return Figures(
         program.name, parts, sum(parts.values()), room, True, "", flops, _a_step(by_kind(found), program.steps),
-        any(not one.bounded for one in found), roof, seconds, tuple(program.notes),
-    ), compiled  # fmt: skip
+        any(not one.bounded for one in found), roof, seconds, tuple(program.notes), program.often,
+    )  # fmt: skip
 
 
 def _a_step(kinds: dict[str, tuple[int, float]], steps: int) -> dict[str, tuple[int, float]]:
@@ -139,25 +170,16 @@ def refused(message: str, arguments: int) -> tuple[int, int]:
     return 0, 0
 
 
-def model_flops(spec: Spec, name: str) -> list[costs.Flops]:
-    """FLOPs of one call by part, for each term of an objective; of a decoding loop, of one token a row."""
-    config = spec.config
-    if isinstance(spec, Training):
-        kind, rank, targets = spec.tuning.kind, spec.tuning.rank, spec.tuning.targets
-        return [costs.training(config, t.rows, t.length, t.tail, kind, rank, targets) for t in spec.terms]
-    lora = costs.lora_matrices(config, spec.tuning.rank, spec.tuning.targets) if spec.tuning else {}
-    if name == "prefill":
-        return [costs.prefill(config, spec.rows, spec.sampling.prompt, lora)]
-    return [costs.decode(config, spec.rows, spec.sampling.prompt + spec.sampling.completion, lora)]
+def _sum(terms: Iterable[costs.Flops]) -> float:
+    return sum(sum(part.values()) for part in terms)
 
 
 def _work(program: Program, spec: Spec, fast: float, slow: float) -> tuple[Work, float]:
-    """What one device does in one call, and the FLOPs of the call on all devices."""
-    terms = model_flops(spec, program.name)
-    whole = sum(sum(part.values()) for part in terms)
+    """What one device does in one call, and the model FLOPs of the call on all devices."""
+    whole = _sum(program.work)
     shared = sum(
         flops / data / program.tensor.get(part, 1)
-        for part_flops, data in zip(terms, program.data, strict=True)
+        for part_flops, data in zip(program.done, program.data, strict=True)
         for part, flops in part_flops.items()
     )
     devices = program_devices(program)
@@ -180,21 +202,20 @@ def _traffic(program: Program, spec: Spec) -> float:
     width = jnp.dtype(config.dtype).itemsize
     table = math.prod(net.declarations["embed"].shape) / program.tensor["head"]
     layers = sum(config.layers * n / program.tensor.get(p, 1) for p, n in costs.layer_matrices(config).items())
-    passes = (3 if spec.tuning.kind == "full" else 2) if isinstance(spec, Training) else 1
-    total = passes * width * (layers + table)
-    if isinstance(spec, Training):
+    if not isinstance(spec, Training):
+        total = width * (layers + (table if program.name != "share" else 0.0))
+    else:
+        turns, passes = max(t.turns for t in spec.rows), 3 if spec.tuning.kind == "full" else 2
+        again = spec.compute.remat == "full" and any(t.packing for t in spec.rows)
+        total = turns * width * (passes * (layers + table) + again * layers)
         moved: list[str] = [part for part in ("adapters", "tuned", "optimizer") if part in program.held]
         moved += ["weights"] if spec.tuning.kind == "full" else []
         total += 2 * sum(bytes_of(program.held[part]) for part in moved)
     return total + bytes_of(program.held.get("cache", []))
 
 
-def total_time(spec: Spec, found: Mapping[str, Figures]) -> float | None:
+def total_time(found: Mapping[str, Figures]) -> float | None:
     """Least seconds of one step, or of one batch of rows (its prefill and all its tokens); None where not known."""
     if any(one.roof is None for one in found.values()):
         return None
-    times = {name: one.roof.time for name, one in found.items() if one.roof is not None}
-    if isinstance(spec, Training):
-        return times["step"]
-    assert isinstance(spec, Sampling)
-    return times["prefill"] + times.get("decode", 0.0) * (spec.sampling.completion - 1)
+    return sum(one.roof.time * one.often for one in found.values() if one.roof is not None)

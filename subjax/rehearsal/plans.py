@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from subjax.parallel.mesh import AXES
 from subjax.parallel.topology import Topology, described_mesh
-from subjax.rehearsal.figures import Figures, figures, total_time
+from subjax.rehearsal.figures import Figures, figures, laid_for, total_time
 from subjax.rehearsal.fit import Remedy, what_would_fit
 from subjax.rehearsal.jobs import Job, jobs
+from subjax.rehearsal.programs import Training
 from subjax.study import Plan
 
 # A well-tuned program reaches about so much of its roofline; what lies under it is called a bound, not a forecast.
@@ -70,7 +71,7 @@ def rehearse(
     """
     mesh = described_mesh(topology, sizes)
     found = []
-    for job in jobs(plan):
+    for job in jobs(plan, cohorts=topology.chip.platform != "cpu"):
         tell(f"compiling {job.kind}: {job.label}")
         programs = figures(job.spec, topology, mesh)
         fits = all(one.fits for one in programs)
@@ -78,7 +79,9 @@ def rehearse(
         if not fits:
             tell(f"it does not fit; looking for what would: {job.label}")
             remedy = what_would_fit(job.spec, topology, sizes, programs)
-        seconds = total_time(job.spec, {one.name: one for one in programs}) if fits else None
+        seconds = total_time({one.name: one for one in programs}) if fits else None
+        if isinstance(job.spec, Training):  # its packed rows, for the table
+            job = dataclasses.replace(job, spec=laid_for(job.spec, topology, mesh)[0])
         found.append(Rehearsed(job, tuple(programs), seconds, remedy))
     read = sum(node.flops for node in plan.nodes.values() if node.kind == "evaluation")
     return Rehearsal(topology, sizes, tuple(found), read)

@@ -1,68 +1,82 @@
-"""The programs that nodes of a plan run, with arrays that are only described: shapes, dtypes and where they lie.
+"""The programs that nodes of a plan run, over arrays that are only described.
 
-`training` and `sampling` call the same makers as a run does (`trainer.program`, `sampler.program`), with the same
-sharding rules. A change of what those take is a change here, and nowhere else in the rehearsal.
+`training` and `sampling` call the same makers as a run does (`step.program`, `slots.programs`), with the same sharding
+rules. A change of what those take is a change here, and nowhere else in the rehearsal.
 """
 
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from subjax.models import adapters
+from subjax.models import adapters, costs
 from subjax.models.architecture import DecoderConfig
 from subjax.models.network import Network, network
 from subjax.parallel.mesh import replicated
-from subjax.parallel.rules import BATCH, TRAIN, shardings
-from subjax.sample import sampler
+from subjax.parallel.rules import COHORT, TRAIN, Rules, shardings
+from subjax.rehearsal.arrays import Array, Rows, described, put, ways
+from subjax.rehearsal.made_up import Chats, Prompts, packed
+from subjax.sample import sampler, slots
+from subjax.sample.prefixes import padded
 from subjax.schema import Optimizer, Tuning
-from subjax.train import trainer
-from subjax.train.losses import Loss
+from subjax.schema_pretrained import Compute
+from subjax.train import step, trainer
 
-Array = jax.ShapeDtypeStruct
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """One term of an objective: its loss, and the batch of one step, array name -> (shape, dtype).
-
-    `rows`, `length` and `tail` are what goes through the model: tokens that go in, and those whose logits come out.
-    """
-
-    name: str
-    weight: float
-    loss: Loss
-    arrays: tuple[tuple[str, tuple[int, ...], str], ...]
-    rows: int
-    length: int
-    tail: int
+_KEPT = Compute(remat="none")  # of fixed layouts, whose backward passes compute nothing again
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A training step. `members` is the size of a cohort that trains together; one is a student by itself."""
+    """A training step.
+
+    Attributes:
+        terms: of the objective; `Chats` are packed as the mesh and `compute` want it.
+        members: size of a cohort that trains together; None for one model alone.
+        compute: what backward passes compute again, and the memory of what gradients need.
+    """
 
     config: DecoderConfig
     weights_dtype: str
     tuning: Tuning
     optimizer: Optimizer
-    terms: tuple[Rows, ...]
-    members: int = 1
+    terms: tuple[Rows | Chats, ...]
+    members: int | None = None
+    compute: Compute = _KEPT
+
+    def laid(self, mesh: tuple[int, int, int], limit: float | None) -> "Training":
+        """With the chats packed for a mesh, whose devices have `limit` bytes (None on CPU).
+
+        Raises:
+            UsageError: a chat is longer than the model's context.
+        """
+        terms = tuple(
+            packed(t, self.config, self.compute, mesh, limit, self.members) if isinstance(t, Chats) else t
+            for t in self.terms
+        )
+        return dataclasses.replace(self, terms=terms)
+
+    @property
+    def rows(self) -> tuple[Rows, ...]:
+        """The terms, packed."""
+        assert all(isinstance(t, Rows) for t in self.terms)
+        return tuple(t for t in self.terms if isinstance(t, Rows))
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """A prefill and a decoding loop of `rows` rows; `tuning` where a LoRA lies beside the weights."""
+    """The sampler's programs for `rows` rows at a time; `tuning` where a LoRA lies beside the weights."""
 
     config: DecoderConfig
     weights_dtype: str
     sampling: sampler.Sampling
     rows: int
+    prompts: Prompts
     tuning: Tuning | None = None
 
 
@@ -74,11 +88,13 @@ class Program:
     """One program, not yet compiled.
 
     Attributes:
-        name: "step", "prefill" or "decode".
+        name: "step", "share", "prefill" or "decode".
         lowered: what `.compile()` takes for the described devices.
         held: arguments by part (weights, adapters, optimizer state, batch, cache): arrays with their shardings.
         beside: arrays that lie on the devices while it runs and are none of its arguments.
-        steps: how many steps one call takes.
+        steps: how many steps one call takes. often: calls for one batch of rows; of a step 1.
+        work: model FLOPs of one step, or of one call, by part, for each term of an objective; `done` with what is made
+            twice.
         data: devices that share its rows, for each term of an objective.
         tensor: devices that share each part of its FLOPs, by the names of `subjax.models.costs`.
         notes: what could not be shared as the rules wanted, a line each.
@@ -89,18 +105,12 @@ class Program:
     held: dict[str, list[Array]]
     beside: list[Array]
     steps: int
+    often: float
+    work: list[costs.Flops]
+    done: list[costs.Flops]
     data: tuple[int, ...]
     tensor: dict[str, int]
     notes: list[str]
-
-
-def bytes_of(arrays: Iterable[Array]) -> int:
-    """Bytes of described arrays on one device, the device with most."""
-    return sum(math.prod(a.sharding.shard_shape(a.shape) if a.sharding else a.shape) * _width(a.dtype) for a in arrays)
-
-
-def _width(dtype: Any) -> int:
-    return dtype.itemsize if hasattr(dtype, "itemsize") else jnp.dtype(dtype).itemsize
 
 
 class _Notes(logging.Handler):
@@ -125,124 +135,139 @@ class _Notes(logging.Handler):
         self._log.propagate = self._before
 
 
-def ways(sharding: NamedSharding, dimension: int, only: str | None = None) -> int:
-    """Devices over which a dimension is split, those along the mesh axis `only` where it is given."""
-    spec = sharding.spec[dimension] if dimension < len(sharding.spec) else None
-    names = () if spec is None else (spec,) if isinstance(spec, str) else spec
-    return math.prod(sharding.mesh.shape[n] for n in names if only in (None, n))
-
-
 def _tensor_ways(net: Network, placed: Mapping[str, NamedSharding]) -> dict[str, int]:
     """Devices along `tensor` that share each part of a pass, by how its matrix is split."""
-
-    def along(sharding: NamedSharding) -> int:
-        return math.prod(ways(sharding, i, "tensor") for i in range(len(sharding.spec)))
 
     found = {}
     for name, sharding in placed.items():
         if name.startswith("blocks/") and name.endswith("/kernel"):
-            found[name.split("/")[-2]] = along(sharding)
+            found[name.split("/")[-2]] = ways(sharding, "tensor")
         elif name.startswith("lora/"):
-            found[name.removeprefix("lora/")] = along(sharding)
+            found[name.removeprefix("lora/")] = ways(sharding, "tensor")
     table = "embed" if net.config.tied else "head"
-    return found | {"head": along(placed[table]), "scores": found["q"]}
+    return found | {"head": ways(placed[table], "tensor"), "scores": found["q"]}
 
 
-def _described(shapes: Mapping[str, Any], dtype: Any, placed: Mapping[str, Any]) -> dict[str, Array]:
-    return {name: Array(shape, dtype, sharding=placed[name]) for name, shape in shapes.items()}
+def work(spec: Training, made_twice: bool) -> list[costs.Flops]:
+    """FLOPs of one step by part, for each term; without what is made twice, or with it."""
+    config, tuning = spec.config, spec.tuning
+    found = []
+    for term in spec.rows:
+        if term.packing is None:
+            rows = term.rows * (spec.members or 1)
+            found.append(costs.training(config, rows, term.length, term.tail, tuning.kind, tuning.rank, tuning.targets))
+            continue
+        whole = config.attention == "splash"
+        prefix, line = (0, term.length) if whole else (term.packing.prefix, term.packing.longest)
+        flops = costs.packed(
+            config, term.rows, term.length, 1 if whole else term.shape("starts")[-1], line, term.tail, tuning.kind,
+            prefix=prefix, rank=tuning.rank, lora_targets=tuning.targets,
+            remat=spec.compute.remat if made_twice else "none",
+        )  # fmt: skip
+        if whole:  # its blocks above the diagonal are left out
+            flops["scores"] /= 2
+        found.append(flops)
+    return found
 
 
 def training(spec: Training, mesh: Mesh, steps: int = 1000) -> Program:
-    """The step of a fit, as `trainer.fit` calls it, for a schedule over `steps` steps."""
-    if spec.members != 1:
-        raise NotImplementedError("cohorts are rehearsed once the trainer has them")
-    net = network(spec.config)
-    parts = tuple((t.name, t.weight, t.loss) for t in spec.terms)
+    """The step of a fit, as `trainer.fit` and `cohort.fit_cohort` call it, for a schedule over `steps` steps.
+
+    `spec` is laid out for the mesh (`Training.laid`).
+    """
+    net, members = network(spec.config), spec.members
+    rules = TRAIN if members is None else COHORT
+    parts = tuple((t.name, t.weight, t.loss) for t in spec.rows)
     with _Notes() as notes:
-        made = trainer.program(net, spec.tuning, spec.optimizer, steps, parts, mesh)
-        placed = shardings(TRAIN, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items()})
-        tokens = sum(math.prod(shape) for t in spec.terms for name, shape, _ in t.arrays if name == "valid")
-        block = trainer.dispatched(net.parameters, tokens, 0, steps)
-        batch = {
-            t.name: {
-                name: Array(
-                    (block, *shape),
-                    jnp.dtype(dtype),
-                    sharding=TRAIN.sharding(
-                        mesh, (block, *shape), ("step", t.loss.axis, *("length",) * (len(shape) - 1)), f"batch {name}"
-                    ),
-                )
-                for name, shape, dtype in t.arrays
-            }
-            for t in spec.terms
-        }
+        made = step.program(net, spec.tuning, spec.optimizer, steps, parts, mesh, spec.compute.remat, members)
+        placed = shardings(rules, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items()})
+        tokens = sum(math.prod(t.shape("tokens")) for t in spec.rows)
+        block = trainer.dispatched(net.parameters * (members or 1), tokens, 0, steps)
+        batch = {t.name: _batch(t, block, mesh, rules) for t in spec.rows}
     shapes = {n: shape for n, (shape, _) in adapters.tuned_axes(net, spec.tuning).items()}
-    tuned = _described(shapes, jnp.float32, made.tuned_shardings)
-    state = jax.tree.map(
-        lambda a, s: Array(a.shape, a.dtype, sharding=s), jax.eval_shape(made.start, tuned), made.state_shardings
-    )
+    if members is not None:
+        shapes = {n: (members, *shape) for n, shape in shapes.items()}
+    tuned = described(shapes, jnp.float32, made.tuned_shardings)
+    state = put(jax.eval_shape(made.start, tuned), made.state_shardings)
     weights = jnp.dtype(spec.weights_dtype)
-    frozen = _described({n: net.declarations[n].shape for n in made.frozen_shardings}, weights, made.frozen_shardings)
+    frozen = described({n: net.declarations[n].shape for n in made.frozen_shardings}, weights, made.frozen_shardings)
     # What is tuned is a copy, because the step donates it: a fit keeps its base beside.
     base = [Array(net.declarations[n].shape, weights, sharding=placed[n]) for n in tuned if n in placed]
     take: Any = made.take  # jitted, which its type does not say
-    data = tuple(ways(batch[t.name]["valid"].sharding, 1) for t in spec.terms)
+    rates = () if members is None else (Array((members,), jnp.float32),)
+    data = tuple(ways(batch[t.name]["tokens"].sharding) for t in spec.rows)
     own = {n: s for n, s in made.tuned_shardings.items() if n.startswith("lora/")}
     held = {{"full": "weights", "lora": "adapters"}.get(spec.tuning.kind, "tuned"): list(tuned.values())}
     held |= {"weights": held.get("weights", []) + list(frozen.values()), "optimizer": jax.tree.leaves(state)}
     return Program(
-        "step", take.lower(tuned, state, frozen, batch), held | {"batch": jax.tree.leaves(batch)}, base,
-        block, data, _tensor_ways(net, {**placed, **own}), list(notes.lines),
+        "step", take.lower(tuned, state, frozen, batch, *rates), held | {"batch": jax.tree.leaves(batch)}, base,
+        block, 1.0, work(spec, False), work(spec, True), data, _tensor_ways(net, {**placed, **own}), list(notes.lines),
     )  # fmt: skip
+
+
+def _batch(term: Rows, block: int, mesh: Mesh, rules: Rules) -> dict[str, Array]:
+    """The batches of a block of steps, as `step.place` lays them out."""
+    axes = ("step", *term.loss.axes)
+    return {
+        name: Array(
+            (block, *shape),
+            jnp.dtype(dtype),
+            sharding=rules.sharding(mesh, (block, *shape), (*axes, *("length",) * (1 + len(shape) - len(axes))), name),
+        )
+        for name, shape, dtype in term.arrays
+    }
 
 
 def _adapter(net: Network, tuning: Tuning | None, mesh: Mesh) -> Any:
     """LoRA pairs beside the weights, whole on every device, as the sampler puts them."""
     if tuning is None:
         return None
-    whole = replicated(mesh)
     shapes = {n: Array(shape, jnp.float32) for n, (shape, _) in adapters.tuned_axes(net, tuning).items()}
-    return jax.tree.map(
-        lambda a: Array(a.shape, a.dtype, sharding=whole),
-        jax.eval_shape(lambda tuned: adapters.join(tuning, tuned, {})[1], shapes),
-    )
+    return put(jax.eval_shape(lambda tuned: adapters.join(tuning, tuned, {})[1], shapes), replicated(mesh))
 
 
-def sampling(spec: Sampling, mesh: Mesh) -> tuple[Program, Any]:
-    """The prefill, and what makes the decoding loop's program of the prefill's compiled form."""
-    net = network(spec.config)
+def sampling(spec: Sampling, mesh: Mesh) -> Iterator[Program]:
+    """What the sampler runs, one program after another: the prefix of all prompts where they have one, a prefill and
+    the decoding loop.
+    """
+    net, ways_of_rows = network(spec.config), mesh.shape["replica"] * mesh.shape["fsdp"]
+    layout = spec.prompts.plan(spec.sampling, spec.rows, ways_of_rows)
+    asked = sum(len(chunk.rows) for chunk in layout.chunks)
     with _Notes() as notes:
-        prefill, decode, placed = sampler.program(net, spec.sampling, mesh)
-    rows = NamedSharding(mesh, PartitionSpec(BATCH))
-    params = _described({n: d.shape for n, d in net.declarations.items()}, jnp.dtype(spec.weights_dtype), placed)
-    # As `sampler.sample` rounds a batch to what the mesh divides.
-    data = mesh.shape["replica"] * mesh.shape["fsdp"]
-    count = max(data, spec.rows // data * data)
-    tokens = Array((count, spec.sampling.prompt), jnp.int32, sharding=rows)
-    valid = Array(tokens.shape, jnp.bool_, sharding=rows)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-    keys = Array(keys.shape, keys.dtype, sharding=rows)
-    adapter = _adapter(net, spec.tuning, mesh)
-    held = {"weights": list(params.values()), "adapters": jax.tree.leaves(adapter), "batch": [tokens, valid]}
-    tensor = _tensor_ways(net, placed) | {name: 1 for name in _lora_parts(spec, net)}
-    # Jitted again, because what is jitted stands behind a plain function; the inner one's shardings hold.
-    first = jax.jit(lambda *given: prefill(*given)).lower(params, tokens, valid, keys, adapter)
-    begun = Program("prefill", first, held, [], 1, (data,), tensor, list(notes.lines))
+        made: Any = slots.programs(net, spec.sampling, mesh, bool(layout.prefix))
+    params = described({n: d.shape for n, d in net.declarations.items()}, jnp.dtype(spec.weights_dtype), made.params)
+    adapter, whole = _adapter(net, spec.tuning, mesh), replicated(mesh)
+    lora = costs.lora_matrices(spec.config, spec.tuning.rank, spec.tuning.targets) if spec.tuning else {}
+    tensor = _tensor_ways(net, made.params) | dict.fromkeys(lora, 1)
+    weights = {"weights": list(params.values()), "adapters": jax.tree.leaves(adapter)}
+    held = put(jax.eval_shape(functools.partial(made.begin, layout.slots, layout.columns)), made.held)
+    prefix, columns = None, 0
 
-    def behind(compiled: jax.stages.Compiled) -> Program:
-        shapes = jax.eval_shape(prefill, params, tokens, valid, keys, adapter)
-        state, cache = jax.tree.map(
-            lambda a, s: Array(a.shape, a.dtype, sharding=s), shapes, tuple(compiled.output_shardings)
-        )
-        loop = jax.jit(lambda *given: decode(*given), donate_argnums=(2,))
-        lowered = loop.lower(params, state, cache, keys, adapter)
-        parts = {"weights": held["weights"], "adapters": held["adapters"], "cache": jax.tree.leaves(cache)}
+    def program(name, function, given, parts, beside, often, flops, data):
+        parts = weights | {part: jax.tree.leaves(arrays) for part, arrays in parts.items()}
+        lowered = function.lower(*given)
         return Program(
-            "decode", lowered, parts | {"batch": jax.tree.leaves(state)}, [], 1, (data,), tensor, list(notes.lines)
-        )
+            name, lowered, parts, jax.tree.leaves(beside), 1, often, [flops], [flops], (data,), tensor,
+            list(notes.lines),
+        )  # fmt: skip
 
-    return begun, behind
-
-
-def _lora_parts(spec: Sampling, net: Network) -> list[str]:
-    return [n.removeprefix("lora/") for n in adapters.tuned_axes(net, spec.tuning)] if spec.tuning else []
+    if layout.prefix:
+        columns = len(padded(layout.prefix, spec.sampling.pad)[0])
+        given = (params, *put((Array((columns,), jnp.int32), Array((), jnp.int32)), whole), adapter)
+        prefix = put(jax.eval_shape(made.share, *given), made.prefix)
+        flops = costs.prefill(spec.config, 1, columns, lora, asked=False)
+        yield program("share", made.share, given, {"batch": given[1]}, held, layout.slots / asked, flops, 1)
+    width = sampler.width_of(layout.chunks[0], spec.sampling)
+    tokens, valid = (Array((layout.read, width), dtype, sharding=whole) for dtype in (jnp.int32, jnp.bool_))
+    flops = costs.prefill(spec.config, layout.read, width, lora, columns)
+    given, reads = (params, prefix, tokens, valid, adapter), len(layout.chunks) * layout.slots / asked
+    yield program(
+        "prefill", made.prefill, given, {"batch": (tokens, valid), "prefix": prefix}, held, reads, flops, ways_of_rows
+    )
+    state, cache = held
+    until = Array((), jnp.int32, sharding=whole)
+    flops = costs.decode(spec.config, layout.slots, columns + layout.columns, lora)
+    yield program(
+        "decode", made.decode, (params, prefix, state, cache, until, adapter, None),
+        {"batch": state, "cache": cache, "prefix": prefix}, (), spec.sampling.completion - 1, flops, ways_of_rows,
+    )  # fmt: skip

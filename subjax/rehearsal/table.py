@@ -4,6 +4,7 @@ import jax
 
 from subjax.overview import quantity
 from subjax.parallel.topology import compiler_version
+from subjax.rehearsal.arrays import Rows
 from subjax.rehearsal.figures import Figures
 from subjax.rehearsal.plans import REALISTIC, Rehearsal, Rehearsed, mesh_text
 from subjax.rehearsal.programs import Sampling, Training
@@ -35,13 +36,22 @@ def _title(one: Rehearsed) -> str:
     spec = one.job.spec
     named = f"{one.job.kind}: {one.job.label}" + (f", and {one.job.nodes - 1} more" if one.job.nodes > 1 else "")
     if isinstance(spec, Training):
-        what = "LoRA" if spec.tuning.kind == "lora" else spec.tuning.kind
-        rows = " and ".join(f"{t.rows} rows of {t.length}" for t in spec.terms)
-        shape = f"{what}, {rows} tokens"
+        what: str = "LoRA" if spec.tuning.kind == "lora" else spec.tuning.kind
+        what += f" of {spec.members} together" if spec.members else ""
+        terms = (_packed(t) if t.packing else f"{t.rows} rows of {t.length} tokens" for t in spec.rows)
+        shape = f"{what}, {' and '.join(terms)}"
+        if any(t.packing for t in spec.rows):
+            shape += f", remat {spec.compute.remat}"
     else:
         assert isinstance(spec, Sampling)
         shape = f"{spec.rows} rows of {spec.sampling.prompt} + {spec.sampling.completion} tokens"
-    return f"{named}; {shape}" + (f" (assumed: {one.job.assumed}; no tokenizer is here)" if one.job.assumed else "")
+    return f"{named}; {shape}" + (f" (assumed: {one.job.assumed})" if one.job.assumed else "")
+
+
+def _packed(term: Rows) -> str:
+    turns, each = term.turns, term.rows // term.turns
+    packed = f"{each} packed row{'s' if each > 1 else ''} of {term.length} tokens"
+    return packed if turns == 1 else f"{turns} turns of {packed}"
 
 
 def _rows(one: Rehearsed, devices: int) -> list[str]:
@@ -92,7 +102,7 @@ def _memory(program: Figures) -> str:
 def _network(program: Figures) -> str:
     if not program.kinds:
         return "no collectives"
-    each = "a token" if program.name == "decode" else "a step" if program.name == "step" else "a batch"
+    each = {"decode": "a token", "step": "a step", "share": "a prefix"}.get(program.name, "a reading")
     kinds = ", ".join(f"{kind} {count} ({gib(size)})" for kind, (count, size) in program.kinds.items())
     return f"collectives {each}: {kinds}"
 

@@ -53,7 +53,7 @@ class Chunk(NamedTuple):
     source: list[int]
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """How prompts are read: the prefix of all, chunks of prompts, slots, rows put in at a time, prompts of a chunk."""
 
     prefix: tuple[int, ...]
@@ -68,7 +68,7 @@ def _rounded(n: int, multiple: int, most: int) -> int:
     return min(-(-n // multiple) * multiple, most)
 
 
-def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, ways: int) -> _Layout:
+def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, ways: int) -> Layout:
     """Lay out prompts (token ids without padding) for `batch` rows at a time on a mesh whose batch axes are `ways`."""
     prefix = common_prefix(prompts)
     rows_of: dict[tuple[int, ...], list[int]] = {}
@@ -89,7 +89,7 @@ def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, way
         of = [(row, place) for place, prompt in enumerate(picked) for row in rows_of[prompt]]
         chunks.append(Chunk(picked, [row for row, _ in of], [place for _, place in of]))
     columns = _rounded(len(ordered[0]) + sampling.completion, COLUMNS, sampling.prompt + sampling.completion)
-    return _Layout(prefix, chunks, slots, group, read, columns)
+    return Layout(prefix, chunks, slots, group, read, columns)
 
 
 def _power(n: int) -> int:
@@ -97,10 +97,15 @@ def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+def width_of(chunk: Chunk, sampling: Sampling) -> int:
+    """Tokens to which a chunk's prompts are padded."""
+    return _rounded(max(map(len, chunk.prompts)), WIDTH, sampling.prompt)
+
+
 class _Slots:
     """The slots at work: what is in them, on the devices and as the host sees it."""
 
-    def __init__(self, compiled: Programs, layout: _Layout, sampling: Sampling, given: Mapping[str, Any]):
+    def __init__(self, compiled: Programs, layout: Layout, sampling: Sampling, given: Mapping[str, Any]):
         self.compiled, self.layout, self.sampling = compiled, layout, sampling
         self.params, self.key, self.first = given["params"], given["key"], given["first"]
         self.adapter, self.constraint = given["adapter"], given["constraint"]
@@ -112,7 +117,7 @@ class _Slots:
 
     def read(self, chunk: Chunk) -> tuple[jax.Array, Any, np.ndarray]:
         """Logits behind a chunk's prompts, their keys and values, and their lengths."""
-        width = _rounded(max(map(len, chunk.prompts)), WIDTH, self.sampling.prompt)
+        width = width_of(chunk, self.sampling)
         tokens = np.full((self.layout.read, width), self.sampling.pad, np.int32)
         valid = np.zeros(tokens.shape, bool)
         lengths = np.ones(self.layout.read, np.int32)

@@ -53,7 +53,7 @@ class Programs(NamedTuple):
             put into slots, each with the prompt `source` among those that were read, and its first token drawn.
         decode: (params, prefix, state, cache, until, adapter, constraint) to (state, cache, seen): tokens drawn until
             as many slots as `until` are done.
-        params: shardings of the parameters.
+        params: shardings of the parameters. held: of (state, cache). prefix: of the prefix; None where there is none.
     """
 
     begin: Callable
@@ -62,6 +62,8 @@ class Programs(NamedTuple):
     place: Callable
     decode: Callable
     params: Mapping[str, NamedSharding]
+    held: tuple[State, Cache]
+    prefix: Prefix | None
 
 
 @functools.lru_cache(maxsize=32)
@@ -109,7 +111,7 @@ def programs(net: Network, sampling: Sampling, mesh: Mesh, shared: bool = False)
             decode, in_shardings=(params_sh, prefix_sh, *held, *(whole,) * 3), out_shardings=(*held, whole),
             donate_argnums=(3,),
         ),
-        params_sh,
+        params_sh, held, prefix_sh,
     )  # fmt: skip
 
 

@@ -280,9 +280,10 @@ def _block(
     """A block's members from first values to tests: by role accuracies, and losses (members, epochs, steps)."""
     start, teach, correct = _common(net, settings.batch, mesh)
     targets, follow = _students(net, settings.batch, settings.noise_rows, settings.logits, settings.loss, mesh)
-    teacher_seeds, lr = seeds + np.uint32(settings.pairing == "cross-init"), jnp.float32(settings.lr)
+    lr = jnp.float32(settings.lr)
     # Placed here: in a job of several processes a compiled program takes no host array that it would have to split.
-    own_seeds, their_seeds = (put(s, member_sharding(mesh)) for s in (seeds, teacher_seeds))
+    both = (seeds, seeds + np.uint32(settings.pairing == "cross-init"))
+    own_seeds, teacher_seeds = (put(each, member_sharding(mesh)) for each in both)
     curves: dict[str, np.ndarray] = {}
 
     def run(role: str, state: State, epochs: int, advance: Callable[[State, Array], tuple[State, Array]]) -> State:
@@ -298,8 +299,8 @@ def _block(
     def accuracy(params: Params) -> np.ndarray:
         return np.asarray(correct(params, *test)).astype(np.float64) / len(test[1])
 
-    teach_more = lambda s, e: teach(s, their_seeds, e, lr, *real)  # noqa: E731
-    teacher = run("teacher", start(their_seeds), settings.teacher_epochs, teach_more)
+    teach_more = lambda s, e: teach(s, teacher_seeds, e, lr, *real)  # noqa: E731
+    teacher = run("teacher", start(teacher_seeds), settings.teacher_epochs, teach_more)
     student, (seen, wanted) = start(own_seeds), targets(teacher.params, own_seeds)
     readings = {"teacher": accuracy(teacher.params), "untrained": accuracy(student.params)}
     follow_more = lambda s, e: follow(s, own_seeds, seen, wanted, e, lr)  # noqa: E731

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,7 +76,7 @@ def tune(lesson: Lesson) -> Made:
     """
     task, speaker = lesson.task, lesson.speaker
     flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
-    stream = PackedChats(lesson.chats, seed=lesson.order_seed, **_layout([lesson]))
+    stream = PackedChats(lesson.chats, seed=lesson.order_seed, **_layout([lesson], task.mesh))
     loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
     fitted = fit(
         speaker.net,
@@ -105,7 +105,7 @@ def tune_together(lessons: Sequence[Lesson], partial: epath.Path) -> list[Made |
     task, speaker = first.task, first.speaker
     flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
     members = [{"chats": lesson.chats, "seed": lesson.order_seed} for lesson in lessons]
-    stream = PackedCohort(members, **_layout(lessons))
+    stream = PackedCohort(members, **_layout(lessons, task.mesh, len(lessons)))
     loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.longest))
     optimizers = [from_dict(Optimizer, lesson.task.config["optimizer"]) for lesson in lessons]
     found = fit_cohort(
@@ -125,34 +125,48 @@ def tune_together(lessons: Sequence[Lesson], partial: epath.Path) -> list[Made |
     ]
 
 
-def _layout(lessons: Sequence[Lesson]) -> dict[str, Any]:
+def _layout(lessons: Sequence[Lesson], mesh: Mesh, members: int | None = None) -> dict[str, Any]:
     first = lessons[0]
+    lengths = [len(prompt) + len(answer) for lesson in lessons for prompt, answer in lesson.chats]
     return layout(
-        first.speaker.net.config, [lesson.chats for lesson in lessons], batch=first.task.config["batch"],
-        steps=first.steps, mesh=first.task.mesh, compute=first.compute,
+        first.speaker.net.config, first.compute, mesh.shape, limit_of(mesh), lengths, batch=first.task.config["batch"],
+        steps=first.steps, members=members,
     )  # fmt: skip
 
 
+def limit_of(mesh: Mesh) -> float | None:
+    """Bytes of memory of a device; None on CPU, whose memory is not a device's own."""
+    device = mesh.devices.flat[0]
+    return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
+
+
 def layout(
-    decoder: DecoderConfig, corpora: Sequence[Sequence[Chat]], *, batch: int, steps: int, mesh: Mesh, compute: Compute
+    decoder: DecoderConfig,
+    compute: Compute,
+    mesh: Mapping[str, int],
+    limit: float | None,
+    lengths: Sequence[int],
+    *,
+    batch: int,
+    steps: int,
+    members: int | None = None,
 ) -> dict[str, Any]:
-    """How chats are packed: a row a device, in as many turns of a step as memory asks for.
+    """How chats that train together are packed: a row a device, in as many turns as memory asks for.
 
     Args:
-        decoder: the model. corpora: the chats of a training, or of each member of a cohort.
-        batch: chats a step, of each. steps: of the run. mesh: where it is trained. compute: as set.
+        decoder: the model. compute: what is kept for gradients, and how much memory that may take.
+        mesh: sizes of its axes. limit: bytes of memory of a device; None on CPU.
+        lengths: tokens of each chat, of all members. batch: chats a step. steps: of the run. members: of a cohort.
 
     Returns:
         What `PackedChats` and `PackedCohort` take beside chats and seeds.
     """
-    together = len(corpora) > 1  # members lie on `replica`
-    rows = mesh.shape["fsdp"] * (1 if together else mesh.shape["replica"])
-    lengths = [len(prompt) + len(answer) for chats in corpora for prompt, answer in chats]
+    rows = mesh["fsdp"] * (mesh["replica"] if members is None else 1)
     # A kernel sees a row's tokens; what all chats begin with stands once in XLA's attention alone.
     xla = decoder.attention == "xla"
-    kept = decoder.kept_bytes(compute.remat, max(lengths) if xla else 0) / mesh.shape["tensor"]
-    members = math.ceil(len(corpora) / (mesh.shape["replica"] if together else 1))
-    room = max(1, int(_activations(mesh, compute) / (kept * members)))
+    kept = decoder.kept_bytes(compute.remat, max(lengths) if xla else 0) / mesh["tensor"]
+    each = 1 if members is None else math.ceil(members / mesh["replica"])
+    room = max(1, int(activations(compute, limit) / (kept * each)))
     mean = sum(lengths) / len(lengths)
     turns = min(math.ceil(batch * mean / rows / room), math.ceil(batch / rows))
     return {
@@ -161,10 +175,8 @@ def layout(
     }  # fmt: skip
 
 
-def _activations(mesh: Mesh, compute: Compute) -> float:
+def activations(compute: Compute, limit: float | None) -> float:
     """Bytes of a device for what gradients need: as set, else by its kind, so that it is the same every time."""
     if compute.activations_gib:
         return compute.activations_gib * GIB
-    device = mesh.devices.flat[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     return DEVICE_PART * limit if limit else CPU_ACTIVATIONS

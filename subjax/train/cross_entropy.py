@@ -2,14 +2,19 @@
 
 The gradient is taken while a chunk's logits are there: what is kept is one vector a token, and nothing is computed
 twice. The idea is that of fused linear cross-entropy (Hsu et al. 2024, arXiv 2410.10989, section 3.2).
+
+On a mesh the output matrix is made whole once, before the chunks, and each device adds up its own rows' part of the
+matrix's gradient, of which the sum over devices is taken once, behind them. Left to the compiler, each chunk does both.
 """
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 CHUNK = 2**23  # logits of one packed row that are there at a time
@@ -17,10 +22,35 @@ CHUNK = 2**23  # logits of one packed row that are there at a time
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """How logits come of states and the output matrix: the soft-cap (0: none), the precision of the product."""
+    """How logits come of states and the output matrix: the soft-cap (0: none), the precision of the product; and on a
+    mesh the sharding of the residual stream.
+    """
 
     cap: float
     precision: str
+    rows: NamedSharding | None = None
+
+    def ways(self, rows: int) -> int:
+        """Devices that share so many packed rows, each of which adds up a gradient of its own."""
+        if self.rows is None:
+            return 1
+        axes = self.rows.spec[0] or ()
+        ways = math.prod(self.rows.mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+        return ways if rows % ways == 0 else 1
+
+    def gathered(self, matrix: Array) -> Array:
+        """The output matrix, whole but for its vocabulary, which may be split over `tensor`."""
+        return self._held(matrix, PartitionSpec.UNCONSTRAINED, None)
+
+    def by_device(self, gradient: Array) -> Array:
+        """Gradients of the matrix (ways, vocab, width), each where its rows are."""
+        rows = self.rows.spec[0] if self.rows is not None and gradient.shape[0] > 1 else None
+        return self._held(gradient, rows, PartitionSpec.UNCONSTRAINED, None)
+
+    def _held(self, a: Array, *parts: Any) -> Array:
+        if self.rows is None:
+            return a
+        return jax.lax.with_sharding_constraint(a, NamedSharding(self.rows.mesh, PartitionSpec(*parts)))
 
 
 def chunk_of(vocab: int, tokens: int) -> int:
@@ -53,7 +83,8 @@ def _over_chunks(states: Array, matrix: Array, targets: Array, weights: Array, h
     size = chunk_of(matrix.shape[0], tokens)
     count = -(-tokens // size)
     chunks = tuple(_cut(a, count, size) for a in (states, targets, weights))
-    table = matrix.astype(states.dtype)
+    table = head.gathered(matrix.astype(states.dtype))
+    ways = head.ways(rows)
 
     def once(carry, chunk):
         loss, by_matrix = carry
@@ -64,13 +95,16 @@ def _over_chunks(states: Array, matrix: Array, targets: Array, weights: Array, h
         if "states" in want:
             by_states = jnp.einsum("rtv,vd->rtd", by_logits, table, precision=head.precision)
         if "matrix" in want:
+            of = (a.reshape(ways, -1, *a.shape[1:]) for a in (by_logits, x))
             by_matrix = by_matrix + jnp.einsum(
-                "rtv,rtd->vd", by_logits, x, precision=head.precision, preferred_element_type=jnp.float32
+                "wrtv,wrtd->wvd", *of, precision=head.precision, preferred_element_type=jnp.float32
             )
+            by_matrix = head.by_device(by_matrix)
         return (loss + part, by_matrix), by_states
 
-    start = (jnp.zeros((), jnp.float32), jnp.zeros(matrix.shape, jnp.float32) if "matrix" in want else None)
-    (loss, by_matrix), by_states = jax.lax.scan(once, start, chunks)
+    begun = head.by_device(jnp.zeros((ways, *matrix.shape), jnp.float32)) if "matrix" in want else None
+    (loss, by_matrix), by_states = jax.lax.scan(once, (jnp.zeros((), jnp.float32), begun), chunks)
+    by_matrix = None if by_matrix is None else by_matrix.sum(0)
     if by_states is not None:
         by_states = jnp.moveaxis(by_states, 0, 1).reshape(rows, count * size, width)[:, :tokens]
     return loss, (by_states, by_matrix)

@@ -67,7 +67,7 @@ class Bound:
             self.params, tokens, packing, at, adapter=self.adapter, rows=self.rows, remat=self.remat
         )
         config = self.net.config
-        head = Head(config.logit_cap, config.matmul_precision)
+        head = Head(config.logit_cap, config.matmul_precision, self.rows)
         return cross_entropy(states, self.net.output_matrix(self.params), targets, weights, head)
 
 
