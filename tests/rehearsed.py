@@ -1,7 +1,7 @@
 """A fit on four virtual devices beside what a plan says of it: python tests/rehearsed.py prints one line of JSON.
 
-Both are made of the same job of a plan: the plan's program is only described, the fit's is run, and the memory analysis
-is of the program that ran, lowered once more for the arrays that it was given.
+Both are made of the same job of a plan, or of packed chats: the plan's program is only described, the fit's is run, and
+the memory analysis is of the program that ran, lowered once more for the arrays that it was given.
 """
 
 import dataclasses
@@ -15,7 +15,10 @@ from subjax import config, study
 from subjax.parallel.mesh import make_mesh
 from subjax.parallel.topology import described_mesh, parse_topology
 from subjax.rehearsal import figures, jobs, programs
-from subjax.train import trainer
+from subjax.rehearsal.made_up import Chats
+from subjax.schema import Tuning
+from subjax.schema_pretrained import Compute
+from subjax.train import cohort, trainer
 
 SIZES = (1, 2, 2)
 
@@ -63,39 +66,53 @@ def without_beside(found: figures.Figures) -> int:
 
 def fitted(spec: programs.Training, steps: int) -> tuple[Recorded, list[Any]]:
     """Run a fit of a job's program on the mesh, over rows of ones; the step that ran and the shardings of its batch."""
-    kept = recorded_programs(trainer)
+    module: Any = trainer if spec.members is None else cohort
+    real = module.program
+    kept = recorded_programs(module)
     net = programs.network(spec.config)
-    rows = {t.name: {n: np.ones(shape, dtype) for n, shape, dtype in t.arrays} for t in spec.terms}
-    terms = [trainer.Term(t.name, t.weight, t.loss, lambda step, name=t.name: rows[name]) for t in spec.terms]
-    mesh = make_mesh(SIZES)
-    trainer.fit(
-        net, net.init(jax.random.key(0)), tuning=spec.tuning, optimizer=spec.optimizer, terms=terms, steps=steps,
-        key=jax.random.key(1), run=trainer.Run(mesh),
-    )  # fmt: skip
+    rows = {t.name: {n: np.ones(shape, dtype) for n, shape, dtype in t.arrays} for t in spec.rows}
+    terms = [trainer.Term(t.name, t.weight, t.loss, lambda step, name=t.name: rows[name]) for t in spec.rows]
+    given = {
+        "tuning": spec.tuning, "optimizer": spec.optimizer, "terms": terms, "steps": steps,
+        "run": trainer.Run(make_mesh(SIZES), remat=spec.compute.remat),
+    }  # fmt: skip
+    base, keys = net.init(jax.random.key(0)), [jax.random.key(1 + i) for i in range(spec.members or 1)]
+    if spec.members is None:
+        trainer.fit(net, base, **given, key=keys[0])
+    else:
+        cohort.fit_cohort(net, base, **given, keys=keys, rates=[1e-3] * spec.members)
+    module.program = real
     return kept[0], jax.tree.leaves(kept[0].given[3])
 
 
-def main() -> None:
-    """Compare them for the student of the tiny study."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    plan = study.plan(config.load("tests/configs/tiny.py", []))
-    [job] = [job for job in jobs.jobs(plan) if job.kind == "student"]
+def compared(spec: programs.Training) -> dict[str, Any]:
+    """What the plan says of a spec, and what its fit took."""
     topology = parse_topology("cpu:4")
     mesh = described_mesh(topology, SIZES)
-    [predicted] = figures.figures(job.spec, topology, mesh)
-    described = programs.training(job.spec, mesh, 20)
-    ran, batch = fitted(job.spec, 20)
-    print(
-        json.dumps(
-            {
-                "predicted": without_beside(predicted),
-                "ran": ran.bytes(),
-                "steps": described.steps,
-                "batch": [[list(a.shape), str(a.sharding.spec)] for a in batch],
-                "described": [[list(a.shape), str(a.sharding.spec)] for a in described.held["batch"]],
-            }
-        )
+    [predicted] = figures.figures(spec, topology, mesh)
+    laid, _ = figures.laid_for(spec, topology, mesh)
+    described = programs.training(laid, mesh, 20)
+    ran, batch = fitted(laid, 20)
+    return {
+        "predicted": without_beside(predicted),
+        "ran": ran.bytes(),
+        "steps": described.steps,
+        "batch": [[list(a.shape), str(a.sharding.spec)] for a in batch],
+        "described": [[list(a.shape), str(a.sharding.spec)] for a in described.held["batch"]],
+    }
+
+
+def main() -> None:
+    """Compare them for the student of the tiny study, alone, and for packed chats, alone and as a cohort."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    plan = study.plan(config.load("tests/configs/tiny.py", []))
+    [job] = [job for job in jobs.jobs(plan, cohorts=False) if job.kind == "student"]
+    chats = Chats("numbers", 4, ((8, 6), (9, 4), (6, 6)), 64, 16, 20)
+    packed = dataclasses.replace(
+        job.spec, terms=(chats,), tuning=Tuning(kind="lora"), compute=Compute(remat="full", activations_gib=1e-4)
     )
+    specs = {"rows": job.spec, "packed": packed, "cohort": dataclasses.replace(packed, members=3)}
+    print(json.dumps({name: compared(spec) for name, spec in specs.items()}))
 
 
 if __name__ == "__main__":

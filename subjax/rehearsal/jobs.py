@@ -221,7 +221,9 @@ def _text_corpus(node: Node, teacher: Node, where: str, config: Any, numerics: T
     prefix, lengths = spoken or (PREFIX, ((PROMPT, 0),))
     assumed = "" if spoken else f"prompts of {PROMPT} tokens, the first {PREFIX} alike{_NO_TOKENIZER}"
     prefix = prefix if prefix >= prefixes.SHARED else 0
-    prompts = Prompts(prefix, tuple((lengths[i % len(lengths)][0] - prefix, 1) for i in range(asked)))
+    own = tuple((lengths[i % len(lengths)][0] - prefix, 1) for i in range(asked))
+    # As long as it is padded to, so that teachers with like system prompts have one program.
+    prompts = Prompts(-(-prefix // prefixes.WIDTH) * prefixes.WIDTH, own)
     longest = max(prompt for prompt, _ in lengths)
     bucket = -(-longest // text_corpus.BUCKET) * text_corpus.BUCKET
     settings = sampler.Sampling(

@@ -34,9 +34,10 @@ class Chats:
 
     def made_up(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Chats of these lengths, of which no two have more than the prefix in common."""
+        lengths = self.lengths if len(self.lengths) > 1 else self.lengths * 2
         some = [
             ((0,) * min(self.prefix, prompt - 1) + (1 + at,) * max(prompt - self.prefix, 1), (0,) * answer)
-            for at, (prompt, answer) in enumerate(self.lengths)
+            for at, (prompt, answer) in enumerate(lengths)
         ]
         return [some[i % len(some)] for i in range(max(self.count, 2))]
 
