@@ -123,6 +123,7 @@ def _execute_cohort(
     with contextlib.ExitStack() as stack:
         tasks: list[Task] = []
         for record in records:
+            _require_planned_here(record)
             try:
                 build = stack.enter_context(attempt(store, record["kind"], record["id"]))
             except Busy as busy:
@@ -154,6 +155,12 @@ def _execute_cohort(
     return outcomes
 
 
+def _require_planned_here(record: Mapping[str, Any]) -> None:
+    kind, node = record["kind"], record["id"]
+    if record["version"] != version_of(kind, record["config"]):
+        raise UsageError(f"{kind} {node} was planned by another version of subjax; run `subjax plan` again")
+
+
 def _name(record: Mapping[str, Any]) -> str:
     return f"{record.get('label') or record['kind']} ({record['kind']} {record['id']})"
 
@@ -162,12 +169,18 @@ def _task(
     record: Mapping[str, Any], store: Store, build: Build | Follower, progress: Callable[[int, int, str], None],
     should_stop: Callable[[], bool], mesh: Mesh,
 ) -> Task:  # fmt: skip
-    kind, node = record["kind"], record["id"]
-    if record["version"] != version_of(kind, record["config"]):
-        raise UsageError(f"{kind} {node} was planned by another version of subjax; run `subjax plan` again")
     inputs = {role: (k, i) for role, (k, i) in record["inputs"].items()}
     return Task(
-        kind, node, record["config"], inputs, store, build, progress, should_stop, record.get("hints", {}), mesh
+        record["kind"],
+        record["id"],
+        record["config"],
+        inputs,
+        store,
+        build,
+        progress,
+        should_stop,
+        record.get("hints", {}),
+        mesh,
     )
 
 
@@ -201,6 +214,7 @@ def _execute(
     should_stop: Callable[[], bool],
     mesh: Mesh,
 ) -> Card:
+    _require_planned_here(record)
     with attempt(store, record["kind"], record["id"]) as build:
         if build.committed is not None:
             return build.committed
