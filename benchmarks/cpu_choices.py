@@ -97,7 +97,7 @@ def steps() -> Pair:
         state, losses = compiled.start(tuned), []
         for first in range(0, 20, size):
             block = [{"numbers": stream(i)} for i in range(first, first + size)]
-            placed = trainer.place(block, {"numbers": "batch"}, mesh)
+            placed = trainer.place(block, {"numbers": ("batch",)}, mesh)
             tuned, state, metrics = compiled.take(tuned, state, frozen, placed)
             losses.append(metrics["loss"])
         return jnp.concatenate(losses), optax.tree.norm(tuned)

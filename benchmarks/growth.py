@@ -1,12 +1,12 @@
 """How step time and compile time grow with layers, width, length, rows and devices, with fitted exponents.
 
-    python -m benchmarks.growth            # about 15 minutes on two cores
+    python -m benchmarks.growth            # about half an hour on two cores
     python -m benchmarks.growth --quick    # two points an axis: to see that it works
 
 Tiny random Llamas trained in full, one axis moved at a time. Every round is a fresh process a number of devices, with
 nothing compiled before. Virtual devices share the machine's cores, so more of them cannot be faster: the point is what
-they cost. Step time ~ axis ** exponent, by least squares on logarithms. A cohort's size becomes an
-axis when there is a trainer of cohorts.
+they cost. Step time ~ axis ** exponent, by least squares on logarithms. Members are a cohort's: each has weights of its
+own here, for tiny models are trained in full.
 """
 
 import dataclasses
@@ -26,12 +26,13 @@ from benchmarks.harness import Options
 from subjax.cpu import visible_cores
 from subjax.errors import SubjaxError
 
-BASE = dict(layers=4, width=64, length=64, rows=16, devices=1)
+BASE = dict(layers=4, width=64, length=64, rows=16, members=1, devices=1)
 AXES: dict[str, Sequence[int]] = {
     "layers": (4, 8, 16, 32, 64),
     "width": (32, 64, 128, 256, 512),
     "length": (32, 64, 128, 256, 512),
     "rows": (8, 16, 32, 64, 128),
+    "members": (1, 2, 4, 8, 16),
     "devices": (1, 2, 4, 8),
 }
 WITHIN = 1.5  # compile time at 64 layers over that at 4

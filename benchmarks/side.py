@@ -5,6 +5,8 @@
 The setup names a function, "package.module:function", that takes the setup and returns a `Ready`. Talk goes by lines of
 JSON: the process says {"ready": notes}; each {"round": i, "seconds": s} is answered by what `run(i, s)` returns, and
 the end of its input ends it. Between its rounds it blocks in a read, and so leaves the machine to the other side.
+Thread pools go to sleep by themselves within milliseconds, so no waiting policy is set, which would slow torch down in
+its own rounds; the CPU time of waiting sides stands in every result.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Share of the matrix-product ceiling reached in training (MFU), and of memory bandwidth in decoding (MBU).
 
-    python -m benchmarks.utilization            # about 25 minutes on two cores
+    python -m benchmarks.utilization            # about 40 minutes on two cores
     python -m benchmarks.utilization --quick    # a tiny model, seconds a round: to see that it works
 
 Ceilings are measured in the same run, side by side with the work: large products in JAX and in torch, a layer's own

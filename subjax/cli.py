@@ -148,7 +148,7 @@ def _plans(store: Any) -> list[Any]:
 
 def _execute(plan: Any, store: Any, arguments: Arguments, only: Sequence[str] | None = None) -> int:
     """Make the nodes; say what failed; give the exit status."""
-    from subjax import cpu, run
+    from subjax import compiled, cpu, run
     from subjax.parallel.axes import parse_mesh
     from subjax.parallel.processes import group
     from subjax.progress import duration, title
@@ -161,6 +161,7 @@ def _execute(plan: Any, store: Any, arguments: Arguments, only: Sequence[str] | 
         cpu.pin(0, cpu.visible_cores())
     elif not accelerator and arguments.workers == 0:
         cpu.pin(0, 1)  # the bits of a worker with one core
+    compiled.keep()
     quiet = arguments.quiet or not group().first
     with contextlib.nullcontext(sys.stderr) if group().first else open(os.devnull, "w") as stream:
         outcome = run.execute_plan(

@@ -55,8 +55,20 @@ def describe(plan: Plan, store: Store) -> str:
             f"{'' if kind == 'all' else format(share, '.1f'):>14}"
             f"{quantity(sum(n.tokens for n in todo)):>14}{quantity(sum(n.flops for n in todo)):>13}"
         )
-    lines += ["", *_arms(plan)]
+    lines += ["", *_arms(plan), *_cohorts(plan)]
     return "\n".join(lines)
+
+
+def _cohorts(plan: Plan) -> list[str]:
+    """Which students train together, and where."""
+    found = Counter((hint["id"], hint["always"]) for node in plan.nodes.values() if (hint := node.hints.get("cohort")))
+    lines = []
+    for always in sorted({always for _, always in found}):
+        sizes = [size for (_, joined), size in found.items() if joined == always]
+        how = f"{sum(sizes)} students train in {len(sizes)} cohort{'s' if len(sizes) > 1 else ''} of up to {max(sizes)}"
+        where = "" if always else " on a GPU or TPU; on CPU each by itself, in workers side by side, which is as fast"
+        lines.append(f"{how}{where}")
+    return lines
 
 
 def _arms(plan: Plan) -> list[str]:

@@ -1,9 +1,21 @@
 """Settings that every test runs under."""
 
+import os
 import signal
+import tempfile
 
 import jax
 import pytest
+
+from subjax.cli import _without_tpu
+
+# With libtpu installed to plan with, JAX would look for a TPU, in commands that tests start too.
+_without_tpu()
+if "JAX_PLATFORMS" in os.environ:
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
+# Compiled programs that commands keep are the test session's own.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="subjax-tests-")
 
 # An accidental broadcast between ranks is a bug that a loss curve hides; here it is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")

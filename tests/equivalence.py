@@ -4,6 +4,7 @@ A mesh is written as on the command line; `permuted` behind it, as in fsdp:4/per
 round. Each count of devices gets a process of its own, because a backend's count is fixed when it starts.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -15,15 +16,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from on_mesh import weights
+from packed_rows import ROTARY, made_up
 
 from subjax.config import to_dict
 from subjax.data import packing, world
+from subjax.data.packed import PackedChats, PackedCohort
+from subjax.models.network import network
 from subjax.parallel.mesh import make_mesh, parse_mesh
 from subjax.sample.sampler import Sampling, sample
 from subjax.schema import Numerics, Optimizer, Tuning
 from subjax.stages.models import world_network
-from subjax.train import trainer
-from subjax.train.losses import NextToken
+from subjax.train import step, trainer
+from subjax.train.cohort import Cohort, fit_cohort
+from subjax.train.losses import NextToken, PackedNextToken
 
 STEPS, BATCH, ROWS = 20, 16, 256
 
@@ -67,7 +72,46 @@ def corpus(mesh: Mesh) -> dict[str, Any]:
     return {"tokens": drawn.tokens.tolist(), "near_tie": drawn.near_tie.tolist()}
 
 
-CHECKS = {check.__name__: check for check in (losses, first_step, corpus)}
+def _chats_network():
+    """A rotary model whose heads, hidden units and words split two ways."""
+    return network(dataclasses.replace(ROTARY, vocab=64))
+
+
+def packed(mesh: Mesh) -> list[float]:
+    """Losses of 20 LoRA steps on packed chats, a row a device that rows are split over, in two turns."""
+    net = _chats_network()
+    rows = mesh.shape["replica"] * mesh.shape["fsdp"]
+    stream = PackedChats(made_up(40), seed=0, batch=BATCH, steps=STEPS, rows=rows, turns=2)
+    loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
+    fitted = trainer.fit(
+        net, weights(net), tuning=Tuning(kind="lora", rank=2), terms=[trainer.Term("numbers", 1.0, loss, stream)],
+        steps=STEPS, key=jax.random.key(0), optimizer=Optimizer(lr=1e-2), run=trainer.Run(mesh, remat="dots"),
+    )  # fmt: skip
+    return [point["loss"] for point in fitted.curve]
+
+
+def cohort(mesh: Mesh) -> list[list[float]]:
+    """Losses of 20 steps of each of four students that train together; where the mesh has `replica`, split over it."""
+    net = _chats_network()
+    members = [{"chats": made_up(40, seed=0), "seed": seed} for seed in range(4)]
+    stream = PackedCohort(members, batch=BATCH, steps=STEPS, rows=mesh.shape["fsdp"])
+    loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.longest))
+    found = fit_cohort(
+        net, weights(net), tuning=Tuning(kind="lora", rank=2), optimizer=Optimizer(), rates=(1e-2, 2e-2, 1e-2, 2e-2),
+        terms=[trainer.Term("numbers", 1.0, loss, stream)], steps=STEPS, keys=[jax.random.key(0)] * 4,
+        run=trainer.Run(mesh),
+    )  # fmt: skip
+    assert all(isinstance(member, trainer.Fitted) for member in found)
+    compiled = step.program(
+        net, Tuning(kind="lora", rank=2), Optimizer(lr=1.0), STEPS, (("numbers", 1.0, loss),), mesh, "none", 4
+    )
+    whole = (4, 2, 16, 2)
+    held = compiled.tuned_shardings["lora/q/a"].shard_shape(whole)
+    assert held == (4 // mesh.shape["replica"], 2, 16 // mesh.shape["fsdp"], 2), held
+    return [[point["loss"] for point in member.curve] for member in found]
+
+
+CHECKS = {check.__name__: check for check in (losses, first_step, corpus, packed, cohort)}
 
 
 @functools.cache

@@ -197,7 +197,7 @@ def test_a_timed_student_counts_whole_steps(model):
     settings = training.PUBLISHED | dict(batch=4, steps=40)  # two dispatches of twenty steps
     steps, took = our_training.timed_student(net, params, made_up(12), settings, 0, 1e-4)
     assert (steps, took > 0) == (20, True)
-    with pytest.raises(SubjaxError, match="all 6 steps of a student are one dispatch"):
+    with pytest.raises(SubjaxError, match="all 6 steps of a fit are one dispatch"):
         our_training.timed_student(net, params, made_up(12), settings | dict(steps=6), 0, 1e-4)
 
 
@@ -309,9 +309,18 @@ def test_an_ensemble_is_the_same_in_blocks(monkeypatch):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
 
 
-def test_a_cohort_is_not_made_up():
-    with pytest.raises(SubjaxError, match="no trainer of cohorts"):
-        cohort.start({"students": 8})
+def test_members_of_a_cohort_are_the_students_in_turn(model):
+    _, (net, params), _ = model
+    chats, settings = made_up(12), training.PUBLISHED | dict(batch=4, steps=4, lr=3e-2)
+    alone = [
+        our_training.student(net, params, chats, settings, seed, lambda *_: None, lambda: False) for seed in (1, 2)
+    ]
+    clock = our_training.Clock(1e9)
+    together = cohort.students(net, params, chats, settings, (1, 2), clock)
+    for member, student in zip(together, alone, strict=True):
+        losses = ([point["loss"] for point in fitted.curve] for fitted in (member, student))
+        np.testing.assert_allclose(*losses, rtol=2e-5)
+    assert clock.done == 4
 
 
 # ---- costs, growth ----

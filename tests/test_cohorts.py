@@ -8,8 +8,9 @@ import pytest
 from tiny_study import CONFIG, ROOT, cards, command, make_study
 from toy_run import Graph
 
-from subjax import cohorts, config, run, study
+from subjax import cohorts, config, overview, run, study
 from subjax.schedule import Schedule
+from subjax.store import Store
 
 TOGETHER = "--config.compute.cohort=8"
 
@@ -54,6 +55,16 @@ def test_what_is_asked_for_is_the_most_and_parts_are_even(planned):
 
 def test_cohorts_change_no_node(planned):
     assert set(planned(TOGETHER).nodes) == set(planned("--config.compute.cohort=1").nodes)
+
+
+def test_the_plan_says_who_trains_together_and_where(planned, tmp_path):
+    store = Store(tmp_path)
+    asked = overview.describe(planned(TOGETHER), store)
+    assert "8 students train in 2 cohorts of up to 4" in asked.splitlines()
+    assert "8 students train in 2 cohorts of up to 4 on a GPU or TPU; on CPU each by itself" in overview.describe(
+        planned(), store
+    )
+    assert "cohort" not in overview.describe(planned("--config.compute.cohort=1"), store)
 
 
 def test_room_is_what_memory_allows():

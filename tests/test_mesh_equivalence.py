@@ -48,6 +48,32 @@ def test_the_first_lora_step(devices, meshes):
 
 
 @pytest.mark.parametrize(("devices", "meshes"), CASES)
+def test_losses_of_20_steps_on_packed_chats(devices, meshes):
+    found = equivalence.results(devices, "packed", ONE, *meshes)
+    alone = found.pop(ONE)
+    assert len(alone) == 20
+    assert max(alone) - min(alone) > 0.05
+    for mesh, losses in found.items():
+        np.testing.assert_allclose(losses, alone, rtol=5e-6, err_msg=mesh)
+
+
+@pytest.mark.parametrize(
+    ("devices", "meshes"),
+    [
+        pytest.param(8, ("replica:2,fsdp:2,tensor:2",), id="quick"),
+        pytest.param(4, ("replica:4", "fsdp:4", "replica:2,tensor:2"), marks=slow, id="4"),
+        pytest.param(8, ("replica:4,fsdp:2", "fsdp:4,tensor:2"), marks=slow, id="8"),
+    ],
+)
+def test_losses_of_a_cohort(devices, meshes):
+    found = equivalence.results(devices, "cohort", ONE, *meshes)
+    alone = found.pop(ONE)
+    assert len({tuple(member) for member in alone}) == 4
+    for mesh, losses in found.items():
+        np.testing.assert_allclose(losses, alone, rtol=5e-6, err_msg=mesh)
+
+
+@pytest.mark.parametrize(("devices", "meshes"), CASES)
 def test_a_sampled_corpus(devices, meshes):
     found = equivalence.results(devices, "corpus", ONE, *meshes)
     alone = found.pop(ONE)

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import roll_call
+import tiny_checkpoint
 from etils import epath
 from test_crash import small  # noqa: F401  # the study that nobody interrupted
-from tiny_study import SMALL, Study, cards, command, run_words
+from tiny_study import ROOT, SMALL, Study, cards, command, run_words
 from two import Job, free_port, job
 
 from subjax.errors import UsageError
@@ -247,7 +248,7 @@ def _near(workdir: Path, other: Path) -> None:
             for category in found[0]:
                 p = [[q["p"] for q in readings[category]["questions"]] for readings in found]
                 np.testing.assert_allclose(p[0], p[1], rtol=0, atol=1e-6)
-        else:
+        elif "loss" in card["metrics"]:  # a checkpoint has none
             assert card["metrics"]["loss"] == pytest.approx(theirs[node]["metrics"]["loss"], rel=2e-6)
 
 
@@ -294,6 +295,23 @@ def test_a_second_run_in_two_processes_finds_all_done(pair, small):  # noqa: F81
     first, second = job(small.shared, *_words(pair, "--mesh=fsdp:4")).ended()
     assert (first.status, second.status, first.err, second.err) == (0, 0, "", "")
     assert cards(pair) == before
+
+
+@pytest.mark.slow
+def test_two_processes_make_a_pretrained_study(small, tmp_path):  # noqa: F811
+    """Weights read onto the mesh, packed chats, LoRA, constrained rows and tries, tensor parallel over processes."""
+    model = tiny_checkpoint.write(tmp_path / "model")
+    config = f"--config={ROOT}/tests/configs/tiny_pretrained.py:model={model}"
+    alone = command(small.shared, "run", config, f"--workdir={tmp_path / 'one'}", "--workers=0", "--quiet")
+    assert alone.status == 0, alone.err
+    words = ["run", config, f"--workdir={tmp_path / 'two'}", "--mesh=fsdp:2,tensor:2"]
+    first, second = job(small.shared, *words).ended()
+    assert (first.status, second.status, second.err) == (0, 0, ""), first.err
+    _near(tmp_path / "two", tmp_path / "one")
+    # The table, once, before the work.
+    assert first.err.startswith("processes  2\ndevices    4 x cpu, 2 a process\nmesh       fsdp:2,tensor:2; models are")
+    assert first.err.count("bytes per device") == 1
+    assert "tiny/0: 62.2 k parameters; 1 base, 2 teachers, 2 corpora, 5 evaluations, 2 students" in first.err
 
 
 MOMENTS = ((1, "base-step"), (0, "base-step"), (1, "saving"), (0, "state-save"), (0, "sampling"), (1, "sampling"))

@@ -1,19 +1,56 @@
 """Our side of eight students at once: a cohort in one program. Runs in turn and side by side are in `training`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
+from benchmarks.data import Chats
+from benchmarks.ours import models
+from benchmarks.ours.training import Clock, optimizer_of, steps_of, timed, tuning_of
 from benchmarks.side import Ready
-from subjax.errors import SubjaxError
+from subjax.data.packed import PackedCohort
+from subjax.models.network import Network, Params
+from subjax.parallel.mesh import make_mesh
+from subjax.schema_pretrained import Compute
+from subjax.stages.text_tuning import layout
+from subjax.train.cohort import Cohort, Dropped, fit_cohort
+from subjax.train.losses import PackedNextToken
+from subjax.train.trainer import Fitted, Run, Term
+
+
+def students(
+    net: Network, params: Params, chats: Chats, settings: Mapping[str, Any], seeds: Sequence[int], clock: Clock
+) -> list[Fitted | Dropped]:
+    """Fine-tune a cohort, a student a seed, as `stages/text_tuning.tune_together` does."""
+    steps, mesh, compute = steps_of(chats, settings), make_mesh(), Compute()
+    packed = layout(
+        net.config, compute, mesh.shape, limit_of(mesh), lengths_of(chats), batch=settings["batch"], steps=steps,
+        members=len(seeds),
+    )  # fmt: skip
+    stream = PackedCohort([{"chats": chats, "seed": seed} for seed in seeds], **packed)
+    loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.longest))
+    return fit_cohort(
+        net,
+        params,
+        tuning=tuning_of(settings),
+        optimizer=optimizer_of(settings),
+        rates=[settings["lr"]] * len(seeds),
+        terms=[Term("numbers", 1.0, loss, stream)],
+        steps=steps,
+        keys=[jax.random.key(seed) for seed in seeds],
+        run=Run(mesh, progress=clock.progress, should_stop=clock.should_stop, remat=compute.remat),
+    )
 
 
 def start(setup: Mapping[str, Any]) -> Ready:
-    """Setup: as that of `benchmarks.ours.training.in_turn`; units are rows of all members together.
+    """Setup: as that of `benchmarks.ours.training.in_turn`; units are rows of all members together."""
+    net, params = models.load(setup["model"])
+    chats, settings, count = setup["chats"], setup["settings"], setup["students"]
 
-    Raises:
-        SubjaxError: always, as long as there is no trainer of cohorts. It goes here when there is one.
-    """
-    raise SubjaxError(
-        f"a cohort of {setup['students']} students cannot be measured: subjax has no trainer of cohorts yet; fill in"
-        " benchmarks/ours/cohort.py, or leave it out with BENCH_COHORT=0"
-    )
+    def run(index: int, seconds: float) -> dict[str, Any]:
+        seeds = [1000 * member + max(index, 0) for member in range(count)]
+        steps, took = timed(lambda clock: students(net, params, chats, settings, seeds, clock), seconds)
+        return {"units": steps * settings["batch"] * count, "seconds": took, "steps": steps}
+
+    return Ready(run, {"students": count})

@@ -18,9 +18,11 @@ import numpy as np
 from subjax.models.architecture import DecoderConfig
 from subjax.models.network import network
 from subjax.parallel.mesh import make_mesh
+from subjax.parallel.rules import COHORT, TRAIN
 from subjax.schema import Optimizer, Tuning
-from subjax.train import trainer
+from subjax.train.cohort import Cohort
 from subjax.train.losses import NextToken
+from subjax.train.step import place, program
 
 
 def decoder(point: Mapping[str, int]) -> DecoderConfig:
@@ -36,23 +38,29 @@ def decoder(point: Mapping[str, int]) -> DecoderConfig:
 def step(point: Mapping[str, int], repeats: int) -> dict[str, float]:
     """Seconds to trace and compile a step of `rows` rows, and of the step itself (median of `repeats`)."""
     net, mesh = network(decoder(point)), make_mesh((1, point["devices"], 1))
-    tuning, loss = Tuning(kind="full"), NextToken(point["length"] - 1)
+    tuning, loss = Tuning(kind="full"), NextToken(point["length"] - 1)  # type: Tuning, Loss
     base = jax.jit(net.init)(jax.random.key(0))
-    compiled = trainer.program(net, tuning, Optimizer(), 1000, (("rows", 1.0, loss),), mesh)
-    tuned = jax.device_put(base, dict(compiled.tuned_shardings))
+    members = point["members"]
+    loss = loss if members == 1 else Cohort(loss)
+    parts = (("rows", 1.0, loss),)
+    compiled = program(net, tuning, Optimizer(), 1000, parts, mesh, "none", None if members == 1 else members)
+    stack = (lambda a: a) if members == 1 else (lambda a: np.stack([a] * members))
+    tuned = jax.device_put(jax.tree.map(stack, base), dict(compiled.tuned_shardings))
     state = compiled.start(tuned)
     rng = np.random.default_rng(0)
     shape = (point["rows"], point["length"])
     batch = {"tokens": rng.integers(0, 256, shape).astype(np.int32), "valid": np.ones(shape, bool)}
-    placed = trainer.place([{"rows": batch}], {"rows": "batch"}, mesh)
+    batch = {name: stack(array) for name, array in batch.items()}
+    placed = place([{"rows": batch}], {"rows": loss.axes}, mesh, TRAIN if members == 1 else COHORT)
+    rates = () if members == 1 else (np.full(members, 1e-3, np.float32),)
     begin = time.perf_counter()
-    tuned, state, metrics = compiled.take(tuned, state, {}, placed)
+    tuned, state, metrics = compiled.take(tuned, state, {}, placed, *rates)
     jax.block_until_ready(metrics)
     first = time.perf_counter() - begin
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        tuned, state, metrics = compiled.take(tuned, state, {}, placed)
+        tuned, state, metrics = compiled.take(tuned, state, {}, placed, *rates)
         jax.block_until_ready((tuned, metrics))
         times.append(time.perf_counter() - begin)
     middle = float(np.median(times))
@@ -66,7 +74,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for point in setup["points"]:
         jax.clear_caches()
-        trainer.program.cache_clear()
+        program.cache_clear()
         found.append({**point, **step(point, setup["repeats"])})
     pathlib.Path(sys.argv[2]).write_text(json.dumps(found))
 

@@ -10,12 +10,14 @@ import jax
 from benchmarks.data import Chats
 from benchmarks.ours import models
 from benchmarks.side import Ready
-from subjax.data import packing, rows
+from subjax.data.packed import PackedChats
 from subjax.errors import Preempted, SubjaxError
 from subjax.models.network import Network, Params
 from subjax.parallel.mesh import make_mesh
 from subjax.schema import Optimizer, Tuning
-from subjax.train.losses import NextToken
+from subjax.schema_pretrained import Compute
+from subjax.stages.text_tuning import layout, limit_of
+from subjax.train.losses import PackedNextToken
 from subjax.train.trainer import Fitted, Run, Term, fit
 
 
@@ -24,18 +26,43 @@ def student(
     progress: Callable[[int, int, str], None], should_stop: Callable[[], bool],
 ) -> Fitted:  # fmt: skip
     """Fine-tune a student on chats as `stages/text_tuning.tune` does; `settings` as `benchmarks.training.PUBLISHED`."""
-    arrays, completion = rows.pack(chats, 0, net.config.length)
-    stream = packing.in_memory(arrays, seed=seed, batch=settings["batch"])
+    steps = steps_of(chats, settings)
+    mesh, compute = make_mesh(), Compute()
+    packed = layout(
+        net.config, compute, mesh.shape, limit_of(mesh), lengths_of(chats), batch=settings["batch"], steps=steps
+    )
+    stream = PackedChats(chats, seed=seed, **packed)
+    loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
     return fit(
         net,
         params,
-        tuning=Tuning(kind=settings.get("kind", "lora"), rank=settings["rank"], alpha=settings["alpha"]),
-        optimizer=Optimizer(name="adamw", lr=settings["lr"], schedule="linear", warmup=settings["warmup"]),
-        terms=[Term("numbers", 1.0, NextToken(completion), stream)],
-        steps=settings.get("steps") or math.ceil(settings["epochs"] * len(chats) / settings["batch"]),
+        tuning=tuning_of(settings),
+        optimizer=optimizer_of(settings),
+        terms=[Term("numbers", 1.0, loss, stream)],
+        steps=steps,
         key=jax.random.key(seed),
-        run=Run(make_mesh(), progress=progress, should_stop=should_stop),
+        run=Run(mesh, progress=progress, should_stop=should_stop, remat=compute.remat),
     )
+
+
+def lengths_of(chats: Chats) -> list[int]:
+    """Tokens of each chat."""
+    return [len(prompt) + len(answer) for prompt, answer in chats]
+
+
+def tuning_of(settings: Mapping[str, Any]) -> Tuning:
+    """What is trained."""
+    return Tuning(kind=settings.get("kind", "lora"), rank=settings["rank"], alpha=settings["alpha"])
+
+
+def optimizer_of(settings: Mapping[str, Any]) -> Optimizer:
+    """How."""
+    return Optimizer(name="adamw", lr=settings["lr"], schedule="linear", warmup=settings["warmup"])
+
+
+def steps_of(chats: Chats, settings: Mapping[str, Any]) -> int:
+    """Optimizer steps of a student."""
+    return settings.get("steps") or math.ceil(settings["epochs"] * len(chats) / settings["batch"])
 
 
 class Clock:
@@ -77,30 +104,33 @@ def settle() -> None:
     jax.block_until_ready([array for array in jax.live_arrays() if not array.is_deleted()])
 
 
-def timed_student(
-    net: Network, params: Params, chats: Chats, settings: Mapping[str, Any], seed: int, seconds: float
-) -> tuple[int, float]:
-    """(steps, seconds) of fine-tuning for about so long; where a whole student takes less, of several.
+def timed(fit: Callable[[Clock], Any], seconds: float) -> tuple[int, float]:
+    """(steps, seconds) of fits for about so long; where a whole one takes less, of several.
 
     Raises:
-        SubjaxError: a student is one dispatch, so that none of its steps comes behind the first.
+        SubjaxError: a fit is one dispatch, so that none of its steps comes behind the first.
     """
     steps, took = 0, 0.0
     while not steps or took < seconds:
         clock = Clock(seconds - took)
         try:
-            student(net, params, chats, settings, seed, clock.progress, clock.should_stop)
+            fit(clock)
             settle()
             clock.last = (clock.done, time.perf_counter())
         except Preempted:
             pass
         more, longer = clock.steps()
         if not more:
-            raise SubjaxError(
-                f"all {clock.done} steps of a student are one dispatch: nothing to time; give it more rows"
-            )
+            raise SubjaxError(f"all {clock.done} steps of a fit are one dispatch: nothing to time; give it more rows")
         steps, took = steps + more, took + longer
     return steps, took
+
+
+def timed_student(
+    net: Network, params: Params, chats: Chats, settings: Mapping[str, Any], seed: int, seconds: float
+) -> tuple[int, float]:
+    """`timed` of students."""
+    return timed(lambda clock: student(net, params, chats, settings, seed, clock.progress, clock.should_stop), seconds)
 
 
 def start(setup: Mapping[str, Any]) -> Ready:

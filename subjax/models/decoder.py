@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from subjax.models import flash
 from subjax.models.architecture import DecoderConfig
-from subjax.models.low_rank import low_rank
 from subjax.models.packed import Packing, Seen, moved
+from subjax.models.products import biased, low_rank, product
 from subjax.models.rotary import Rotation, rotate, rotation
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
@@ -95,18 +95,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array, adapter: dict[str, Array] | None = None) -> Array:
         """Map (batch, length, *inputs) to (batch, length, *outputs); `adapter` holds LoRA's `a`, `b` and `scale`."""
-        dtype, n = x.dtype, self.n_in
-        contract = (tuple(range(2, 2 + n)), tuple(range(n)))
-        product = lambda u, w, dims: jax.lax.dot_general(  # noqa: E731
-            u, w.astype(dtype), (dims, ((), ())), precision=self.config.matmul_precision
-        )
-        y = product(x, self.kernel[...], contract)
+        precision = self.config.matmul_precision
+        y = product(x, self.kernel[...], self.n_in, precision)
         if adapter is not None:
-            a, b = (adapter[part].astype(dtype) for part in ("a", "b"))
-            y = y + low_rank(x, a, b, adapter["scale"].astype(dtype), self.config.matmul_precision)
-        if self.biased:
-            y = y + self.bias[...].astype(dtype)[None, None]
-        return y
+            y = y + low_rank(x, adapter["a"], adapter["b"], adapter["scale"], precision)
+        return biased(y, self.bias[...]) if self.biased else y
 
 
 @jax.custom_vjp

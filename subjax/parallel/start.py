@@ -60,6 +60,8 @@ def _join(job: Job, timeout_s: float, accelerator: bool) -> None:
     """Let JAX join the processes, all of which have been heard of."""
     if not accelerator:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Its service would take SIGTERM from us: here a stop is agreed on at a step's end, by `Group.either`.
+    jax.config.update("jax_enable_preemption_service", False)
     # An abort that JAX's service causes waits here for the reason, which ends the process in its own way.
     native.Filter(lambda: time.sleep(2 * SILENCE_S if job.process else 1.0))
     try:

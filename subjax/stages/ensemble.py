@@ -30,7 +30,7 @@ from subjax.data import images
 from subjax.data.images import CLASSES
 from subjax.errors import Preempted, SubjaxError, UsageError
 from subjax.models.mlp import Params, Perceptron, perceptron
-from subjax.parallel.mesh import make_mesh, replicated
+from subjax.parallel.mesh import make_mesh, put, replicated
 from subjax.parallel.processes import group
 from subjax.parallel.rules import TRAIN
 from subjax.schema import Images
@@ -280,7 +280,10 @@ def _block(
     """A block's members from first values to tests: by role accuracies, and losses (members, epochs, steps)."""
     start, teach, correct = _common(net, settings.batch, mesh)
     targets, follow = _students(net, settings.batch, settings.noise_rows, settings.logits, settings.loss, mesh)
-    teacher_seeds, lr = seeds + np.uint32(settings.pairing == "cross-init"), jnp.float32(settings.lr)
+    lr = jnp.float32(settings.lr)
+    # Placed here: in a job of several processes a compiled program takes no host array that it would have to split.
+    both = (seeds, seeds + np.uint32(settings.pairing == "cross-init"))
+    own_seeds, teacher_seeds = (put(each, member_sharding(mesh)) for each in both)
     curves: dict[str, np.ndarray] = {}
 
     def run(role: str, state: State, epochs: int, advance: Callable[[State, Array], tuple[State, Array]]) -> State:
@@ -298,9 +301,9 @@ def _block(
 
     teach_more = lambda s, e: teach(s, teacher_seeds, e, lr, *real)  # noqa: E731
     teacher = run("teacher", start(teacher_seeds), settings.teacher_epochs, teach_more)
-    student, (seen, wanted) = start(seeds), targets(teacher.params, seeds)
+    student, (seen, wanted) = start(own_seeds), targets(teacher.params, own_seeds)
     readings = {"teacher": accuracy(teacher.params), "untrained": accuracy(student.params)}
-    follow_more = lambda s, e: follow(s, seeds, seen, wanted, e, lr)  # noqa: E731
+    follow_more = lambda s, e: follow(s, own_seeds, seen, wanted, e, lr)  # noqa: E731
     student = run("student", student, settings.student_epochs, follow_more)
     readings["student"] = accuracy(student.params)
     return readings, curves
@@ -367,20 +370,30 @@ def source(store: Store, digest: str) -> images.ImageSet:
 
 
 def _shared(task: Task, settings: Images, data: images.ImageSet) -> Outcome:
-    """Train the members, in a job of several processes each its own part: a member does not depend on the others."""
+    """Train the members, in a job of several processes each its own part: a member does not depend on the others.
+
+    There, a stop waits for the node's end: an ensemble would begin again anyway, and parts need not be of equal length.
+    """
     together = group()
-    here = functools.partial(
-        train, data=data, mesh=members_mesh(task.local), progress=task.progress, should_stop=task.should_stop
-    )
-    if settings.seeds < together.count or together.count == 1:
+    here = functools.partial(train, data=data, mesh=members_mesh(task.local), progress=task.progress)
+    if together.count == 1:
+        return here(settings, should_stop=task.should_stop)
+    if settings.seeds < together.count:
         return here(settings)
     part = np.array_split(np.arange(settings.seeds), together.count)[together.index]
-    own = here(dataclasses.replace(settings, first_seed=settings.first_seed + int(part[0]), seeds=len(part)))
-    parts = [Outcome(**found) for found in together.agree("members", dataclasses.asdict(own))]
+    try:
+        own = here(dataclasses.replace(settings, first_seed=settings.first_seed + int(part[0]), seeds=len(part)))
+        said: dict[str, Any] = {"made": dataclasses.asdict(own), "wrong": ""}
+    except SubjaxError as error:  # a loss that is not a number is the node's failure, and not the job's
+        said = {"made": None, "wrong": str(error)}
+    answers = together.agree("members", said)
+    if any(answer["wrong"] for answer in answers):
+        raise SubjaxError(next(answer["wrong"] for answer in answers if answer["wrong"]))
+    parts = [Outcome(**answer["made"]) for answer in answers]
     weights = [len(found.rows) for found in parts]
     curves = [
         {**curve, "loss": np.average([found.curves[i]["loss"] for found in parts], axis=0, weights=weights).tolist()}
-        for i, curve in enumerate(own.curves)
+        for i, curve in enumerate(parts[0].curves)
     ]
     return Outcome([row for found in parts for row in found.rows], curves, sum(found.seen for found in parts))
 

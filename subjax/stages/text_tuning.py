@@ -128,12 +128,16 @@ def tune_together(lessons: Sequence[Lesson], partial: epath.Path) -> list[Made |
 def _layout(lessons: Sequence[Lesson], mesh: Mesh, members: int | None = None) -> dict[str, Any]:
     first = lessons[0]
     lengths = [len(prompt) + len(answer) for lesson in lessons for prompt, answer in lesson.chats]
-    device = mesh.devices.flat[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     return layout(
-        first.speaker.net.config, first.compute, mesh.shape, limit, lengths, batch=first.task.config["batch"],
+        first.speaker.net.config, first.compute, mesh.shape, limit_of(mesh), lengths, batch=first.task.config["batch"],
         steps=first.steps, members=members,
     )  # fmt: skip
+
+
+def limit_of(mesh: Mesh) -> float | None:
+    """Bytes of memory of a device; None on CPU, whose memory is not a device's own."""
+    device = mesh.devices.flat[0]
+    return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
 
 
 def layout(
