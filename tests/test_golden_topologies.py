@@ -93,7 +93,8 @@ def fsdp_bytes() -> dict[str, int]:
     chunks; the embedding is not gathered, its rows are exchanged, for which every device gets all 16 x 64 tokens
     (int32). What attention gathers of a packed row, and the targets' states, stay on their device.
     all-reduce, in float32: gradients of the layers, and of the output matrix, as its chunks were added up, once. Of
-    a layer's two gains: the gains themselves, made whole, forward and backward, and their gradients; the same of the last norm's, once each. The loss, and what the gradient's norm adds up.
+    a layer's two gains: the gains themselves, made whole, forward and backward, and their gradients; the same of the
+    last norm's, once each. The loss, and what the gradient's norm adds up.
     all-to-all: one row's embeddings forward in bfloat16, their gradients backward in float32.
     """
     gains = 2 * WIDTH * F32
@@ -111,7 +112,8 @@ def mixed_bytes() -> dict[str, int]:
     along tensor (int32).
     reduce-scatter: gradients of gate, up and down, in float32.
     all-reduce: in float32, gradients of q, k, v and o; in bfloat16, along tensor, what attention
-    and the feed-forward part write to the residual stream, and their gradients, the looked-up embeddings, and the gradients of the targets' states. In
+    and the feed-forward part write to the residual stream, and their gradients, the
+    looked-up embeddings, and the gradients of the targets' states. In
     float32, the gradient of half the output matrix, and gains as with fsdp alone. Along tensor, of each target the
     greatest logit, its own and the exponentials' sum in float32; and 52 bytes of scalars: the loss, and the gradient's
     norm by how matrices are cut.
