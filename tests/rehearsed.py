@@ -30,7 +30,9 @@ class Recorded:
         self.function, self.given = function, None
 
     def __call__(self, *given):
-        self.given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), given)
+        # What is not committed to devices goes wherever the rest is.
+        described = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding if a.committed else None)  # noqa: E731
+        self.given = jax.tree.map(described, given)
         return self.function(*given)
 
     def bytes(self) -> int:

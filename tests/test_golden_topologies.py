@@ -92,15 +92,15 @@ def fsdp_bytes() -> dict[str, int]:
     all-gather: each matrix whole, in bfloat16, once forward and once backward, and the output matrix once, whatever the
     chunks; the embedding is not gathered, its rows are exchanged, for which every device gets all 16 x 64 tokens
     (int32). What attention gathers of a packed row, and the targets' states, stay on their device.
-    all-reduce: gradients of the layers in bfloat16, and of the output matrix in float32, as its chunks were added up,
-    once. In float32, of a layer's two gains: the gains themselves, made whole, forward and backward, and their
-    gradients; the same of the last norm's, once each. The loss, and what the gradient's norm adds up.
+    all-reduce, in float32: gradients of the layers, and of the output matrix, as its chunks were added up, once. Of
+    a layer's two gains: the gains themselves, made whole, forward and backward, and their gradients; the same of the
+    last norm's, once each. The loss, and what the gradient's norm adds up.
     all-to-all: one row's embeddings forward in bfloat16, their gradients backward in float32.
     """
     gains = 2 * WIDTH * F32
     return {
         "all-gather": 2 * LAYERS * LAYER * BF16 + HEAD * BF16 + 16 * LENGTH * F32,
-        "all-reduce": LAYERS * (LAYER * BF16 + 3 * gains) + HEAD * F32 + 2 * WIDTH * F32 + 2 * F32,
+        "all-reduce": LAYERS * (LAYER * F32 + 3 * gains) + HEAD * F32 + 2 * WIDTH * F32 + 2 * F32,
         "all-to-all": LENGTH * WIDTH * (BF16 + F32),
     }
 
@@ -110,9 +110,10 @@ def mixed_bytes() -> dict[str, int]:
 
     all-gather: half of each matrix twice, half of the output matrix once; the tokens of four rows, and half of them
     along tensor (int32).
-    reduce-scatter: gradients of gate, up and down, in bfloat16.
-    all-reduce: in bfloat16, gradients of q, k, v and o; along tensor, what attention and the feed-forward part write
-    to the residual stream, and their gradients, the looked-up embeddings, and the gradients of the targets' states. In
+    reduce-scatter: gradients of gate, up and down, in float32.
+    all-reduce: in float32, gradients of q, k, v and o; in bfloat16, along tensor, what attention
+    and the feed-forward part write to the residual stream, and their gradients, the
+    looked-up embeddings, and the gradients of the targets' states. In
     float32, the gradient of half the output matrix, and gains as with fsdp alone. Along tensor, of each target the
     greatest logit, its own and the exponentials' sum in float32; and 52 bytes of scalars: the loss, and the gradient's
     norm by how matrices are cut.
@@ -120,14 +121,14 @@ def mixed_bytes() -> dict[str, int]:
     """
     row, gains = LENGTH * WIDTH, 2 * WIDTH * F32
     return {
-        "all-reduce": LAYERS * (4 * 65_536 * BF16 // 2 + 4 * row * BF16 + 3 * gains)
+        "all-reduce": LAYERS * (4 * 65_536 * F32 // 2 + 4 * row * BF16 + 3 * gains)
         + (row + TARGETS * WIDTH) * BF16
         + HEAD * F32 // 2
         + gains
         + TARGETS * 3 * F32
         + 52,
         "all-gather": 2 * LAYERS * LAYER * BF16 // 2 + HEAD * BF16 // 2 + 4 * LENGTH * F32 * 3 // 2,
-        "reduce-scatter": LAYERS * 3 * 131_072 * BF16 // 2,
+        "reduce-scatter": LAYERS * 3 * 131_072 * F32 // 2,
         "all-to-all": row * (BF16 + F32),
     }
 

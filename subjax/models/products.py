@@ -8,7 +8,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+PRODUCT = "product with weights"
 
 
 def _product(
@@ -23,7 +26,8 @@ def product(
     """x W over the last `inputs` axes of x, in the dtype of x."""
     if w.dtype == x.dtype:
         return _product(x, w, tuple(range(2, 2 + inputs)), tuple(range(inputs)), precision)
-    return _rounded(x, w, inputs, precision)
+    # Named, because a policy of what to keep for gradients does not see the product behind its own rule of them.
+    return checkpoint_name(_rounded(x, w, inputs, precision), PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

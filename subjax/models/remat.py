@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import jax
 
+from subjax.models.products import PRODUCT
+
 # none: keep everything that gradients need. dots: keep what matrix products with weights give, compute the rest again
 # (norms, activations, attention). full: keep a layer's input alone.
 Remat = Literal["none", "dots", "full"]
@@ -15,6 +17,9 @@ def rematerialized(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any
     if remat == "none":
         return layer
     policies = jax.checkpoint_policies
-    policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else policies.nothing_saveable
+    dots = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(PRODUCT)
+    )
+    policy = dots if remat == "dots" else policies.nothing_saveable
     # Inside a scan nothing could be merged with the forward pass anyway, and forbidding it costs time.
     return jax.checkpoint(layer, policy=policy, prevent_cse=False)
