@@ -6,26 +6,22 @@ import pathlib
 import platform
 import sys
 
-FOLDER, MOST = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
-BYTES = 4 * 2**30  # the least recently used go first
+FOLDER = "JAX_COMPILATION_CACHE_DIR"
 
 
 def keep() -> None:
-    """Keep programs that took a second to compile under the user's cache folder; JAX's own variables win.
+    """Keep programs that took a second to compile under the user's cache folder; JAX's own variable wins.
 
+    No bound is set on its size: JAX's way to keep one is not safe where several processes write. It may be deleted.
     Programs for a CPU are made for its instructions, so each kind of CPU has a folder of its own: a home folder may be
     shared by machines of several kinds.
     """
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    given = FOLDER in os.environ
     os.environ.setdefault(FOLDER, str(home / "subjax" / f"compiled-{_kind_of_cpu()}"))
-    if not given:
-        os.environ.setdefault(MOST, str(BYTES))
-    if "jax" in sys.modules:  # it read the variables when it was imported
+    if "jax" in sys.modules:  # it read the variable when it was imported
         import jax
 
         jax.config.update("jax_compilation_cache_dir", os.environ[FOLDER])
-        jax.config.update("jax_compilation_cache_max_size", int(os.environ.get(MOST, -1)))
 
 
 def _kind_of_cpu() -> str:
