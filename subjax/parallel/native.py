@@ -19,7 +19,9 @@ from typing import TextIO
 _HELD_S = 1.0  # longest that a line is held back
 # Gloo greets, from several threads at once, so that its lines may come in parts; the rest is what JAX's distributed
 # service says when a process has gone.
-_NOISE = re.compile(rb"\[Gloo\]|peer ranks|^\s*$|distributed service|coordination.service|CoordinationService", re.IGNORECASE)
+_NOISE = re.compile(
+    rb"\[Gloo\]|peer ranks|^\s*$|distributed service|coordination.service|CoordinationService", re.IGNORECASE
+)
 
 
 class Filter:
