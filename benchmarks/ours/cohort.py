@@ -7,13 +7,13 @@ import jax
 
 from benchmarks.data import Chats
 from benchmarks.ours import models
-from benchmarks.ours.training import Clock, optimizer_of, steps_of, timed, tuning_of
+from benchmarks.ours.training import Clock, lengths_of, optimizer_of, steps_of, timed, tuning_of
 from benchmarks.side import Ready
 from subjax.data.packed import PackedCohort
 from subjax.models.network import Network, Params
 from subjax.parallel.mesh import make_mesh
 from subjax.schema_pretrained import Compute
-from subjax.stages.text_tuning import layout
+from subjax.stages.text_tuning import layout, limit_of
 from subjax.train.cohort import Cohort, Dropped, fit_cohort
 from subjax.train.losses import PackedNextToken
 from subjax.train.trainer import Fitted, Run, Term

@@ -115,13 +115,20 @@ def compiler_version(topology: Topology) -> str:
     return f"{package} (version unknown)"
 
 
+def _has_cuda_plugin() -> bool:
+    try:
+        return importlib.util.find_spec("jax_plugins.xla_cuda12") is not None
+    except ModuleNotFoundError:  # there is no plug-in at all
+        return False
+
+
 def missing(topology: Topology) -> str | None:
     """What must be installed before programs can be compiled for the topology; None where nothing is missing."""
     import jax
 
     if topology.chip.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
         return f"pip install 'jax[tpu]=={jax.__version__}'"
-    if topology.chip.platform == "cuda" and importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
+    if topology.chip.platform == "cuda" and not _has_cuda_plugin():
         return f"pip install --no-deps jax-cuda12-pjrt=={jax.__version__} jax-cuda12-plugin=={jax.__version__}"
     return None
 

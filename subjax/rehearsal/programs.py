@@ -113,26 +113,24 @@ class Program:
     notes: list[str]
 
 
-class _Notes(logging.Handler):
-    """Collects what the sharding rules log: dimensions that a mesh does not divide."""
+class _Notes(logging.Filter):
+    """Keeps to itself what the sharding rules log meanwhile: dimensions that a mesh does not divide."""
 
-    def __init__(self):
-        super().__init__(logging.WARNING)
+    def __init__(self) -> None:
+        super().__init__()
         self.lines: dict[str, None] = {}
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take a record, and let it go no further."""
         self.lines[record.getMessage()] = None
+        return False
 
     def __enter__(self) -> "_Notes":
-        self._log = logging.getLogger("subjax.parallel.rules")
-        self._before = self._log.propagate
-        self._log.propagate = False
-        self._log.addHandler(self)
+        logging.getLogger("subjax.parallel.rules").addFilter(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._log.removeHandler(self)
-        self._log.propagate = self._before
+        logging.getLogger("subjax.parallel.rules").removeFilter(self)
 
 
 def _tensor_ways(net: Network, placed: Mapping[str, NamedSharding]) -> dict[str, int]:
