@@ -66,7 +66,7 @@ def _cohorts(plan: Plan) -> list[str]:
     for always in sorted({always for _, always in found}):
         sizes = [size for (_, joined), size in found.items() if joined == always]
         how = f"{sum(sizes)} students train in {len(sizes)} cohort{'s' if len(sizes) > 1 else ''} of up to {max(sizes)}"
-        where = "" if always else " on a GPU or TPU; on CPU each by itself, in workers side by side, which is as fast"
+        where = "" if always else " on a GPU or TPU; on CPU each by itself, in workers side by side"
         lines.append(f"{how}{where}")
     return lines
 

@@ -22,8 +22,7 @@ from subjax.train.losses import PackedNextToken
 from subjax.train.trainer import Fitted, Run, Term, fit
 
 GIB = 2**30
-# Of one process: on two cores a step of SmolLM2-135M was a tenth faster in turns of six rows than of twenty-two, whose
-# activations fit in no cache. On other devices it is a part of their memory.
+# Of one process: what longer turns need for gradients fits no cache. On other devices it is a part of their memory.
 CPU_ACTIVATIONS = 1 * GIB
 DEVICE_PART = 0.3
 
