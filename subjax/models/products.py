@@ -69,7 +69,8 @@ def low_rank(
     """`scale` x A B, in the dtype of x; no gradient is taken by `scale`.
 
     Left to itself, the gradient of a thin matrix is written as (wide, tokens) x (tokens, thin), for which XLA's CPU
-    back end copies the wide operand with its axes exchanged. Here it is (thin, tokens) x (tokens, wide). Source: Hu et al. 2021, arXiv 2106.09685, section 4.1.
+    back end copies the wide operand with its axes exchanged. Here it is (thin, tokens) x (tokens, wide).
+    Source: Hu et al. 2021, arXiv 2106.09685, section 4.1.
     """
     return _low_rank_forward(x, a, b, scale, precision)[0]
 
