@@ -82,7 +82,7 @@ def packed(mesh: Mesh) -> list[float]:
     net = _chats_network()
     rows = mesh.shape["replica"] * mesh.shape["fsdp"]
     stream = PackedChats(made_up(40), seed=0, batch=BATCH, steps=STEPS, rows=rows, turns=2)
-    loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
+    loss = PackedNextToken(stream.layout.prefix, stream.layout.lines)
     fitted = trainer.fit(
         net, weights(net), tuning=Tuning(kind="lora", rank=2), terms=[trainer.Term("numbers", 1.0, loss, stream)],
         steps=STEPS, key=jax.random.key(0), optimizer=Optimizer(lr=1e-2), run=trainer.Run(mesh, remat="dots"),
@@ -95,7 +95,7 @@ def cohort(mesh: Mesh) -> list[list[float]]:
     net = _chats_network()
     members = [{"chats": made_up(40, seed=0), "seed": seed} for seed in range(4)]
     stream = PackedCohort(members, batch=BATCH, steps=STEPS, rows=mesh.shape["fsdp"])
-    loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.longest))
+    loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.lines))
     found = fit_cohort(
         net, weights(net), tuning=Tuning(kind="lora", rank=2), optimizer=Optimizer(), rates=(1e-2, 2e-2, 1e-2, 2e-2),
         terms=[trainer.Term("numbers", 1.0, loss, stream)], steps=STEPS, keys=[jax.random.key(0)] * 4,

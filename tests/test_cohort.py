@@ -37,7 +37,7 @@ def corpora(count: int = 3) -> list:
 
 def together(net, base, chats, rates=RATES, seeds=SEEDS, run=None, tuning=LORA, **layout):
     stream = PackedCohort([{"chats": c, "seed": s} for c, s in zip(chats, seeds, strict=True)], **SHARED, **layout)
-    loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.longest))
+    loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.lines))
     return fit_cohort(
         net, base, tuning=tuning, optimizer=OPTIMIZER, rates=rates, terms=[Term("numbers", 1.0, loss, stream)],
         steps=STEPS, keys=[jax.random.key(s) for s in seeds], run=run or Run(make_mesh()),
@@ -46,7 +46,7 @@ def together(net, base, chats, rates=RATES, seeds=SEEDS, run=None, tuning=LORA, 
 
 def alone(net, base, chats, rate, seed, tuning=LORA):
     stream = PackedChats(chats, seed=seed, **SHARED)
-    loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
+    loss = PackedNextToken(stream.layout.prefix, stream.layout.lines)
     return fit(
         net, base, tuning=tuning, optimizer=dataclasses.replace(OPTIMIZER, lr=rate),
         terms=[Term("numbers", 1.0, loss, stream)], steps=STEPS, key=jax.random.key(seed), run=Run(make_mesh()),

@@ -87,16 +87,16 @@ def test_packed_by_hand():
     """Two packed rows of 40 tokens: 4 with which all begin, three lines of 12 more. Scores: of each line's 12 queries
     16 keys, and of the beginning's 4 queries 4; 2 products x 2 a multiply-add x 256 a pair. Targets: 9 a row.
     """
-    flops = costs.packed(CONFIG, 2, 40, 3, 12, 9, "bias-and-gain", prefix=4)
+    flops = costs.packed(CONFIG, 2, 40, [(3, 12)], 9, "bias-and-gain", prefix=4)
     scores = 4 * 256 * 2 * (3 * 12 * 16 + 4 * 4) * 2
     assert flops["scores"] == 3 * scores
     assert flops["q"] == 2 * 2 * 256 * 256 * 2 * 40 * 2
     assert flops["head"] == 2 * 2 * 512 * 256 * 2 * 9
-    dots = costs.packed(CONFIG, 2, 40, 3, 12, 9, "bias-and-gain", prefix=4, remat="dots")
+    dots = costs.packed(CONFIG, 2, 40, [(3, 12)], 9, "bias-and-gain", prefix=4, remat="dots")
     assert dots == flops | {"scores": 4 * scores}
-    full = costs.packed(CONFIG, 2, 40, 3, 12, 9, "bias-and-gain", prefix=4, remat="full")
+    full = costs.packed(CONFIG, 2, 40, [(3, 12)], 9, "bias-and-gain", prefix=4, remat="full")
     assert full == {n: f if n == "head" else f * 4 / 3 if n == "scores" else f * 3 / 2 for n, f in flops.items()}
-    trained = costs.packed(CONFIG, 2, 40, 3, 12, 9, "full", prefix=4)
+    trained = costs.packed(CONFIG, 2, 40, [(3, 12)], 9, "full", prefix=4)
     assert trained == {n: f if n == "scores" else f * 3 / 2 for n, f in flops.items()}
 
 
@@ -115,11 +115,11 @@ def test_packed_rows_as_xla_counts_them(kind, remat):
     def loss(tuned, frozen, batch):
         params, adapter = adapters.join(tuning, tuned, frozen)
         model = Bound(net, params, adapter, None, remat)
-        return PackedNextToken(layout.prefix, layout.longest)(model, batch)
+        return PackedNextToken(layout.prefix, layout.lines)(model, batch)
 
-    (rows, length), targets, lines = batch["tokens"].shape, batch["targets"].shape[1], batch["starts"].shape[1]
+    (rows, length), targets = batch["tokens"].shape, batch["targets"].shape[1]
     ours = costs.packed(
-        config, rows, length, lines, layout.longest, targets, kind, prefix=layout.prefix, rank=tuning.rank,
+        config, rows, length, layout.lines, targets, kind, prefix=layout.prefix, rank=tuning.rank,
         lora_targets=tuning.targets, remat=remat,
     )  # fmt: skip
     assert counted(jax.value_and_grad(loss), shapes, frozen, batch) == pytest.approx(sum(ours.values()), rel=0.06)

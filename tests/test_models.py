@@ -14,7 +14,7 @@ from subjax.data import world
 from subjax.errors import SubjaxError, UsageError
 from subjax.models import adapters, cached, checkpoints
 from subjax.models.architecture import DecoderConfig
-from subjax.models.decoder import NEGATIVE, softmax
+from subjax.models.decoder import NEGATIVE, scaled, softmax
 from subjax.models.families import FAMILIES, decoder_config
 from subjax.models.network import Adapter, network
 from subjax.schema import Numerics, Tuning
@@ -281,6 +281,18 @@ def test_the_softmax_has_the_usual_gradient():
         return jax.grad(lambda s: (function(s) * weights).sum())(scores)
 
     np.testing.assert_allclose(gradient(softmax), gradient(jax.nn.softmax), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("over", [1, 2])
+def test_the_norm_has_the_usual_gradient(over):
+    y, weights = np.random.default_rng(0).normal(0, 3, (2, 2, 3, 4, 7)).astype(np.float32)
+    axes = tuple(range(-over, 0))
+    usual = lambda y: y * jax.lax.rsqrt(jnp.square(y).mean(axes, keepdims=True) + 0.1)  # noqa: E731
+
+    def gradient(function):
+        return jax.grad(lambda y: (function(y) * weights).sum())(y)
+
+    np.testing.assert_allclose(gradient(lambda y: scaled(y, over, 0.1)), gradient(usual), rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_computes_near_float32_and_gives_float32_logits():

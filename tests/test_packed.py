@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from packed_rows import CONFIGS, LOCAL, ROTARY, chats_of, made_up, parameters
 
 from subjax.data import packing
 from subjax.data.addressing import order
-from subjax.data.packed import PackedChats, common_prefix
+from subjax.data.packed import GROUPS, LENGTHS, PackedChats, common_prefix, grouped
 from subjax.data.packing import tokens_of
 from subjax.errors import UsageError
 from subjax.models import adapters, flash
@@ -22,7 +23,7 @@ from subjax.models.packed import Packing
 from subjax.parallel.mesh import make_mesh
 from subjax.schema import Optimizer, Tuning
 from subjax.train import trainer
-from subjax.train.cross_entropy import Head, cross_entropy
+from subjax.train.cross_entropy import Head, chunk_of, cross_entropy
 from subjax.train.losses import NextToken, PackedNextToken
 from subjax.train.step import Bound
 from subjax.train.trainer import Term
@@ -43,7 +44,7 @@ def padded(chats, pad: int = 0):
 def loss_of(net, tuning, stream, remat="none"):
     """(tuned, frozen) to the loss of the stream's step 0 over all turns."""
     batch = stream(0)
-    loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
+    loss = PackedNextToken(stream.layout.prefix, stream.layout.lines)
 
     def whole(tuned, frozen):
         params, adapter = adapters.join(tuning, tuned, frozen)
@@ -132,9 +133,32 @@ def test_batches_of_a_block_have_one_shape_and_few_shapes_there_are():
         assert inside["tokens"].shape[-1] >= alone["tokens"].shape[-1]
         assert tokens_of(inside) == tokens_of(alone)
     shapes = [stream(step)["tokens"].shape for step in range(64)]
-    assert len(set(shapes)) <= 4
+    assert 1 < len(set(shapes)) <= LENGTHS + 1
     padding = 1 - sum(tokens_of(stream(s)) for s in range(64)) / sum(np.prod(s) for s in shapes)
-    assert padding < 0.1
+    assert padding < 0.08
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(0, 9), st.integers(1, 3))
+def test_lines_are_grouped_so_that_attention_has_least_to_compute(lengths, prefix, most):
+    lengths = sorted(lengths, reverse=True)
+    cost = lambda groups: sum(n * places * (prefix + places) for n, places in groups)  # noqa: E731
+    ways = []
+    for count in range(1, min(most, len(lengths)) + 1):
+        for cuts in itertools.combinations(range(1, len(lengths)), count - 1):
+            ways.append([(end - first, lengths[first]) for first, end in itertools.pairwise((0, *cuts, len(lengths)))])
+    found = grouped(lengths, prefix, most)
+    assert sum(n for n, _ in found) == len(lengths)
+    assert cost(found) == min(map(cost, ways))
+    assert len(found) == min(len(way) for way in ways if cost(way) == cost(found))
+
+
+def test_every_chat_fits_its_line():
+    stream = PackedChats(made_up(60), seed=1, batch=12, steps=20, rows=2)
+    room = np.repeat([places for _, places in stream.layout.lines], [n for n, _ in stream.layout.lines])
+    assert 1 < len(stream.layout.lines) <= GROUPS
+    assert (np.max([stream(step)["lengths"] for step in range(20)], axis=(0, 1, 2)) == room).sum() >= GROUPS
+    assert all((stream(step)["lengths"] <= room).all() for step in range(20))
 
 
 def test_packing_is_the_same_every_time():
@@ -181,6 +205,11 @@ def test_chunked_cross_entropy_is_the_plain_one(cap, chunk, monkeypatch):
         np.testing.assert_allclose(got, 2.5 * jax.grad(plain, index)(states, matrix), atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("tokens", "chunk"), [(100, 100), (170, 170), (184, 96), (500, 176)])
+def test_chunks_are_of_one_size_with_little_padding(tokens, chunk):
+    assert chunk_of(49_152, tokens) == chunk
+
+
 def test_a_large_vocabularys_logits_are_never_whole():
     """262,144 words and 512 tokens: whole, the logits alone would take 512 MiB, three times over in the gradient."""
     vocab, tokens, width = 262_144, 512, 8
@@ -212,7 +241,7 @@ def test_turns_and_rows_change_no_curve():
     curves = []
     for layout in ({}, {"rows": 2, "turns": 3}):
         stream = PackedChats(chats, seed=2, batch=12, steps=8, **layout)
-        loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
+        loss = PackedNextToken(stream.layout.prefix, stream.layout.lines)
         fitted = trainer.fit(
             net, base, tuning=Tuning(kind="lora", rank=2), optimizer=Optimizer(lr=3e-2), steps=8,
             terms=[Term("numbers", 1.0, loss, stream)], key=jax.random.key(1), run=trainer.Run(make_mesh()),
@@ -235,7 +264,7 @@ def test_padding_places_hold_no_chat():
     batch = stream(0)
     where = Packing(
         *(jnp.asarray(batch[n][0]) for n in ("positions", "segments", "starts", "lengths")),
-        stream.layout.prefix, stream.layout.longest,
+        stream.layout.prefix, stream.layout.lines,
     )  # fmt: skip
     assert int(where.chat.sum()) == int(where.held().sum()) == batch["lengths"].sum()
 

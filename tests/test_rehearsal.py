@@ -98,7 +98,7 @@ def test_chats_are_packed_as_a_run_would_have_them():
     """
     spec = planned(PAPER)[1].spec
     [term] = spec.laid((1, 16, 1), 16 * GIB).rows
-    assert (term.packing.prefix, term.packing.longest, term.turns) == (24, 120, 2)
+    assert (term.packing.prefix, term.packing.lines, term.turns) == (24, ((3, 120),), 2)
     assert term.loss.axes == ("turn", "member", "batch")
     assert term.shape("tokens") == (2, 3, 16, 384)
     assert term.shape("starts")[-1] == 3

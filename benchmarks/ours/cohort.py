@@ -29,7 +29,7 @@ def students(
         members=len(seeds),
     )  # fmt: skip
     stream = PackedCohort([{"chats": chats, "seed": seed} for seed in seeds], **packed)
-    loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.longest))
+    loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.lines))
     return fit_cohort(
         net,
         params,

@@ -32,7 +32,7 @@ def student(
         net.config, compute, mesh.shape, limit_of(mesh), lengths_of(chats), batch=settings["batch"], steps=steps
     )
     stream = PackedChats(chats, seed=seed, **packed)
-    loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
+    loss = PackedNextToken(stream.layout.prefix, stream.layout.lines)
     return fit(
         net,
         params,

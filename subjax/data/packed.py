@@ -8,6 +8,7 @@ number of packed rows nor their length is part of a node's identity.
 import dataclasses
 import functools
 import heapq
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from subjax.data.packing import Batch
 from subjax.errors import UsageError
 
 Chat = tuple[Sequence[int], Sequence[int]]  # a prompt's token ids, and its answer's
+Lines = tuple[tuple[int, int], ...]  # a packed row's chats in groups: how many, and the places each of them is given
+LENGTHS = 4  # of packed rows in a run, at most one more where they do not start at a multiple
+GROUPS = 3  # of lines, at most: each is compiled and called by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,30 +30,49 @@ class Layout:
 
     Attributes:
         prefix: tokens that every chat begins with; they stand once, at the beginning of each packed row.
-        longest: tokens of a chat behind the prefix, at most.
+        lines: the chats of a packed row, which stand in falling order of their lengths behind the prefix.
         turns: the groups of packed rows that go through the model one after another in a step.
         rows: packed rows a turn, split over the devices.
     """
 
     prefix: int
-    longest: int
+    lines: Lines
     turns: int
     rows: int
 
 
 @dataclasses.dataclass(frozen=True)
 class _Room:
-    """What the packed rows of one step need, or have: tokens behind the prefix, chats, tokens with a loss."""
+    """What the packed rows of one step need, or have: tokens behind the prefix, tokens with a loss, and of each chat
+    its own tokens, in falling order.
+    """
 
     length: int
-    chats: int
     targets: int
+    chats: tuple[int, ...]
 
     def with_(self, other: "_Room") -> "_Room":
-        return _Room(*map(max, dataclasses.astuple(self), dataclasses.astuple(other)))
+        chats = itertools.zip_longest(self.chats, other.chats, fillvalue=0)
+        return _Room(max(self.length, other.length), max(self.targets, other.targets), tuple(map(max, chats)))
 
 
-_NOTHING = _Room(0, 0, 0)
+def grouped(lengths: Sequence[int], prefix: int, groups: int = GROUPS) -> Lines:
+    """Chats of these lengths (falling), in groups whose attention has least to compute; few where it makes no odds.
+
+    Each chat of a group is given the places of its longest; a place sees the prefix and all places of its chat.
+    """
+
+    def with_last(before: tuple[int, Lines], first: int, end: int) -> tuple[int, Lines]:
+        count, places = end - first, lengths[first]
+        return before[0] + count * places * (prefix + places), (*before[1], (count, places))
+
+    # best[end]: the least that the chats before `end` cost, and how they are grouped for that.
+    ends = range(1, len(lengths) + 1)
+    best: list[tuple[int, Lines]] = [(0, ()), *(with_last((0, ()), 0, end) for end in ends)]
+    for _ in range(groups - 1):
+        ways = [[best[end], *(with_last(best[first], first, end) for first in range(1, end))] for end in ends]
+        best = [best[0], *(min(way, key=lambda found: (found[0], len(found[1]))) for way in ways)]
+    return best[-1][1]
 
 
 def common_prefix(chats: Sequence[Chat]) -> int:
@@ -83,7 +106,7 @@ class PackedChats:
         rows: int = 1,
         turns: int = 1,
         share_prefix: bool = True,
-        grain: int = 32,
+        grain: int = 8,
         context: int | None = None,
         prefix: int | None = None,
     ):
@@ -113,9 +136,14 @@ class PackedChats:
             prefix = common_prefix(chats) if share_prefix else 0
         self._own = np.array(totals) - prefix
         self._answers = np.array([len(answer) for _, answer in chats])
-        self.layout = Layout(prefix, int(self._own.max()), turns, rows)
-        self._grain = grain
-        self._most = functools.reduce(_Room.with_, (self._need(self._dealt(step)) for step in range(steps)))
+        self._grain, self._rows = grain, turns * rows
+        needs = [self._need(self._dealt(step)) for step in range(steps)]
+        most = functools.reduce(_Room.with_, needs)
+        self._settle(most, min(need.length for need in needs), Layout(prefix, grouped(most.chats, prefix), turns, rows))
+
+    def _settle(self, most: _Room, least: int, layout: Layout) -> None:
+        """What the steps need at most, how long the shortest step's packed rows are, and the layout for that."""
+        self._most, self._least, self.layout = most, least, layout
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step."""
@@ -134,7 +162,7 @@ class PackedChats:
     def _dealt(self, step: int) -> list[list[int]]:
         """The chats of each packed row of a step: the longest first, each to the row that is shortest so far."""
         picked = order(self._seed, len(self.chats), self._batch, step)
-        heap = [(0, row) for row in range(self.layout.turns * self.layout.rows)]
+        heap = [(0, row) for row in range(self._rows)]
         rows: list[list[int]] = [[] for _ in heap]
         for index in sorted(picked.tolist(), key=lambda i: -self._own[i]):
             filled, row = heap[0]
@@ -143,30 +171,32 @@ class PackedChats:
         return rows
 
     def _need(self, rows: list[list[int]]) -> _Room:
+        chats = itertools.zip_longest(*(self._own[row].tolist() for row in rows), fillvalue=0)
         return _Room(
             max(int(self._own[row].sum()) for row in rows if row),
-            max(map(len, rows)),
             max(int(self._answers[row].sum()) for row in rows if row),
+            tuple(map(max, chats)),
         )
 
     def _rounded(self, need: _Room) -> _Room:
-        """Room for a need: its length in steps of a sixteenth of the longest, the rest as the longest has it.
+        """Room for a need: one of a few lengths between the shortest and the longest, the rest as the longest has it.
 
-        So packed rows have a few lengths: few steps are compiled, and few tokens are padding.
+        Each length is compiled by itself, and what is left of it is padding.
         """
-        whole = need.with_(self._most)
-        step = max(self._grain, -(-whole.length // 16 // self._grain) * self._grain)
+        whole, prefix = need.with_(self._most), self.layout.prefix
+        longest = -(-(whole.length + prefix) // self._grain) * self._grain
+        step = max(1, -(-(whole.length - self._least) // (LENGTHS * self._grain))) * self._grain
         return _Room(
-            -(-(need.length + self.layout.prefix) // step) * step - self.layout.prefix,
-            whole.chats,
+            longest - (longest - need.length - prefix) // step * step - prefix,
             -(-whole.targets // 16) * 16,
+            whole.chats,
         )
 
     def _filled(self, rows: list[list[int]], room: _Room) -> Batch:
-        count, prefix = len(rows), self.layout.prefix
+        count, prefix, chats = len(rows), self.layout.prefix, len(room.chats)
         tokens, positions = (np.zeros((count, prefix + room.length), np.int32) for _ in range(2))
-        segments = np.full(tokens.shape, room.chats + 1, np.int32)
-        starts, lengths = (np.zeros((count, room.chats), np.int32) for _ in range(2))
+        segments = np.full(tokens.shape, chats + 1, np.int32)
+        starts, lengths = (np.zeros((count, chats), np.int32) for _ in range(2))
         at, targets = (np.zeros((count, room.targets), np.int32) for _ in range(2))
         weights = np.zeros(at.shape, np.float32)
         share = 1.0 / sum(int(self._answers[row].sum()) for row in rows)
@@ -204,12 +234,11 @@ class PackedCohort:
         every = [chat for member in members for chat in member["chats"]]
         prefix = common_prefix(every) if shared.get("share_prefix", True) else 0
         self._members = [PackedChats(**member, **shared, prefix=prefix) for member in members]
-        longest = max(member.layout.longest for member in self._members)
         most = functools.reduce(_Room.with_, (member._most for member in self._members))
+        least = min(member._least for member in self._members)
+        self.layout = dataclasses.replace(self._members[0].layout, lines=grouped(most.chats, prefix))
         for member in self._members:
-            member._most = most
-            member.layout = dataclasses.replace(member.layout, longest=longest)
-        self.layout = self._members[0].layout
+            member._settle(most, least, self.layout)
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step."""

@@ -84,21 +84,23 @@ def training(
 
 
 def packed(
-    config: DecoderConfig, rows: int, length: int, lines: int, line: int, targets: int, kind: str, *, prefix: int = 0,
-    rank: int = 0, lora_targets: Collection[str] = (), remat: str = "none",
+    config: DecoderConfig, rows: int, length: int, lines: Collection[tuple[int, int]], targets: int, kind: str, *,
+    prefix: int = 0, rank: int = 0, lora_targets: Collection[str] = (), remat: str = "none",
 ) -> Flops:  # fmt: skip
     """One step's forward and backward pass over packed rows.
 
     Args:
         rows, length: packed rows, of all turns and members, and their tokens, what all chats begin with and padding
-            counted. lines: lines of attention in a row, of `line` tokens each: a chat's own behind `prefix` shared
-            ones; of a kernel that takes a row as it is, one line of all its tokens.
+            counted.
+        lines: (lines of attention in a row, places of each), group by group: a chat's own behind `prefix` shared
+            tokens; of a kernel that takes a row as it is, one line of all its tokens.
         targets: tokens of a row with a loss; the output matrix's part is never computed again.
         kind, rank, lora_targets: as `training` has them.
         remat: what the backward pass computes again (`subjax.models.remat`); "none" counts what is progress.
     """
     lora = lora_matrices(config, rank, lora_targets) if kind == "lora" else {}
-    tokens, pairs = rows * length, rows * (lines * line * (prefix + line) + prefix * prefix)
+    tokens = rows * length
+    pairs = rows * (sum(count * places * (prefix + places) for count, places in lines) + prefix * prefix)
     found: Flops = {}
     for name, size in {**layer_matrices(config), **lora}.items():
         passes = (3 if name in lora or kind == "full" else 2) + (remat == "full")

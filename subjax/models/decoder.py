@@ -6,6 +6,7 @@ stack are one parameter with a leading `layers` axis, and the forward pass scans
 with depth. Outside this package only (graphdef, plain arrays) travel: see `subjax.models.network`.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -13,13 +14,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from subjax.models import flash
 from subjax.models.architecture import DecoderConfig
 from subjax.models.packed import Packing, Seen, moved
-from subjax.models.products import biased, low_rank, product
+from subjax.models.products import PRODUCT, biased, low_rank, product
 from subjax.models.rotary import Rotation, rotate, rotation
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
@@ -67,12 +69,37 @@ class Norm(nnx.Module):
         y = x.astype(jnp.float32)
         if self.config.norm == "layernorm":
             y = y - y.mean(self.axes, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(self.axes, keepdims=True) + self.config.norm_eps)
+        y = scaled(y, len(self.axes), self.config.norm_eps)
         gain = self.gain[...].astype(jnp.float32)
         y = y * _outer(gain + self.config.norm_offset if self.config.norm_offset else gain, y)
         if self.config.norm == "layernorm":
             y = y + _outer(self.bias[...].astype(jnp.float32), y)
         return y.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def scaled(y: Float[Array, "batch length *rest"], over: int, eps: float) -> Float[Array, "batch length *rest"]:
+    """y over the root of its mean square, taken over the last `over` axes.
+
+    Its own gradient, for the reason that `softmax` has one: the sum of products in it is written as a contraction.
+    """
+    return _scaled_forward(y, over, eps)[0]
+
+
+def _scaled_forward(y: Array, over: int, eps: float) -> tuple[Array, tuple[Array, Array]]:
+    inverse = jax.lax.rsqrt(jnp.square(y).mean(tuple(range(-over, 0)), keepdims=True) + eps)
+    return y * inverse, (y, inverse)
+
+
+def _scaled_backward(over: int, eps: float, held: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+    y, inverse = held
+    rows = tuple(range(y.ndim - over))
+    last = tuple(range(y.ndim - over, y.ndim))
+    inner = jax.lax.dot_general(gradient, y, ((last, last), (rows, rows)), precision="highest").reshape(inverse.shape)
+    return (inverse * (gradient - y * (jnp.square(inverse) * inner / math.prod(y.shape[-over:]))),)
+
+
+scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 def _outer(vector: Array, like: Array) -> Array:
@@ -99,7 +126,8 @@ class Linear(nnx.Module):
         y = product(x, self.kernel[...], self.n_in, precision)
         if adapter is not None:
             y = y + low_rank(x, adapter["a"], adapter["b"], adapter["scale"], precision)
-        return biased(y, self.bias[...]) if self.biased else y
+        # Named whole: of a product, its low-rank update and its bias, gradients need the sum alone.
+        return checkpoint_name(biased(y, self.bias[...]) if self.biased else y, PRODUCT)
 
 
 @jax.custom_vjp
@@ -172,23 +200,32 @@ class Attention(nnx.Module):
         if self.config.attention == "splash":
             y = seen.by_window(lambda window: self._splash(q, k, v, packing, window, rows))
             return self.o(y, adapter.get("o"))
-        token, place = packing.lines()
-        spread = lambda a: moved(a, token, place, packing.chat).reshape(-1, packing.longest, *a.shape[2:])  # noqa: E731
-        own_q, own_k, own_v = spread(q), spread(k), spread(v)
-        if self.config.attention == "cudnn":
-            scale, lengths = self.config.query_scale or q.shape[-1] ** -0.5, packing.lengths.reshape(-1)
-            y = seen.by_window(lambda window: flash.lines(own_q, own_k, own_v, lengths, scale=scale, window=window))
-        else:
-            if first := packing.prefix:
-                chats = packing.starts.shape[1]
-                own_k = jnp.concatenate([_for_each(k[:, :first], chats), own_k], 1)
-                own_v = jnp.concatenate([_for_each(v[:, :first], chats), own_v], 1)
-            y = self._attended(own_q, own_k, own_v, seen.mask)
-        y = moved(y.reshape(q.shape[0], -1, *q.shape[2:]), place, token, packing.held())
+        token, place = packing.moves()
+        spread = [packing.split(moved(a, token, place, packing.chat)) for a in (q, k, v)]
+        shared = k[:, : packing.prefix], v[:, : packing.prefix]
+        lengths = packing.by_group(packing.lengths)
+        lines = [
+            self._lines(own_q, own_k, own_v, *shared, mask, of, seen)
+            for own_q, own_k, own_v, mask, of in zip(*spread, seen.masks, lengths, strict=True)
+        ]
+        y = moved(packing.joined(lines), place, token, packing.held())
         if first := packing.prefix:
             begun = self._attended(q[:, :first], k[:, :first], v[:, :first], seen.beginning)
             y = jnp.concatenate([begun, y[:, first:]], 1)
         return self.o(y, adapter.get("o"))
+
+    def _lines(
+        self, q: Array, k: Array, v: Array, shared_k: Array, shared_v: Array, mask: Array, lengths: Array, seen: Seen
+    ) -> Float[Array, "lines queries heads dim"]:
+        """Attention within lines of one length, behind the keys and values (rows, prefix, ...) that a row's share."""
+        if self.config.attention == "cudnn":
+            scale = self.config.query_scale or q.shape[-1] ** -0.5
+            return seen.by_window(lambda window: flash.lines(q, k, v, lengths, scale=scale, window=window))
+        if shared_k.shape[1]:
+            each = q.shape[0] // shared_k.shape[0]
+            k = jnp.concatenate([_for_each(shared_k, each), k], 1)
+            v = jnp.concatenate([_for_each(shared_v, each), v], 1)
+        return self._attended(q, k, v, mask)
 
     def _splash(
         self, q: Array, k: Array, v: Array, packing: Packing, window: int | None, rows: NamedSharding | None

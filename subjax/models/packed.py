@@ -5,7 +5,8 @@ chat by chat: a row's queries, keys and values are spread out into one line a ch
 """
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,7 +24,8 @@ class Packing:
         positions, segments: (rows, length): each token's place in its chat, and the chat it is of: 0 for the shared
             beginning, from 1 on, and one more than there are chats at padding.
         starts, lengths: (rows, chats): where a chat's own tokens begin, and how many they are.
-        prefix: tokens of the shared beginning. longest: own tokens of a chat, at most.
+        prefix: tokens of the shared beginning.
+        lines: the chats in their order, in groups: how many chats, and the places each is given for its own tokens.
     """
 
     positions: Int[Array, "rows length"]
@@ -31,38 +33,60 @@ class Packing:
     starts: Int[Array, "rows chats"]
     lengths: Int[Array, "rows chats"]
     prefix: int = dataclasses.field(metadata={"static": True})
-    longest: int = dataclasses.field(metadata={"static": True})
+    lines: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})
 
     @property
     def chat(self) -> Bool[Array, "rows length"]:
         """Which tokens are a chat's own."""
         return (self.segments > 0) & (self.segments <= self.starts.shape[1])
 
-    def lines(self) -> tuple[Int[Array, "rows places"], Int[Array, "rows length"]]:
-        """The token at each place of the chats' lines, and the place of each token; some other one where there is none.
+    def _places(self) -> tuple[Int[np.ndarray, " places"], Int[np.ndarray, " places"]]:
+        """The chat of each place of a row's lines, which follow one another, and which of its line it is."""
+        lengths = np.repeat([places for _, places in self.lines], [chats for chats, _ in self.lines])
+        return np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(n) for n in lengths])
 
-        A row's lines follow one another, `longest` places each.
-        """
-        place = self.starts[:, :, None] + jnp.arange(self.longest)[None, None]
-        token = jnp.minimum(place, self.positions.shape[1] - 1).reshape(place.shape[0], -1)
-        own = (self.segments - 1) * self.longest + self.positions - self.prefix
+    def moves(self) -> tuple[Int[Array, "rows places"], Int[Array, "rows length"]]:
+        """The token at each place of a row's lines, and the place of each token; some other one where there is none."""
+        chat, within = self._places()
+        token = jnp.minimum(self.starts[:, chat] + within[None], self.positions.shape[1] - 1)
+        first = jnp.asarray(np.flatnonzero(within == 0))
+        own = first[jnp.clip(self.segments - 1, 0, len(first) - 1)] + self.positions - self.prefix
         return token, jnp.where(self.chat, own, 0)
 
     def held(self) -> Bool[Array, "rows places"]:
         """Which places of the lines hold a token."""
-        held = jnp.arange(self.longest)[None, None] < self.lengths[:, :, None]
-        return held.reshape(held.shape[0], -1)
+        chat, within = self._places()
+        return jnp.asarray(within)[None] < self.lengths[:, chat]
 
-    def mask(self, window: int | None = None) -> Bool[Array, "lines queries keys"]:
-        """Which keys each place of a line sees: the shared beginning, and its chat up to itself, within a window."""
-        query = self.prefix + np.arange(self.longest)
-        key = np.arange(self.prefix + self.longest)
-        causal = key[None] <= query[:, None]
-        if window is not None:
-            causal &= query[:, None] - key[None] < window
-        there = key[None, None] < self.prefix + self.lengths[:, :, None]
-        there = there.reshape(-1, 1, len(key))
-        return jnp.asarray(causal)[None] & there
+    def split(self, lines: Float[Array, "rows places *rest"]) -> list[Float[Array, "lines queries *rest"]]:
+        """What stands at the places of rows' lines, one line after another, group by group."""
+        rows, _, *rest = lines.shape
+        groups = jnp.split(lines, list(itertools.accumulate(n * places for n, places in self.lines))[:-1], axis=1)
+        return [
+            group.reshape(rows * chats, places, *rest)
+            for group, (chats, places) in zip(groups, self.lines, strict=True)
+        ]
+
+    def joined(self, groups: Sequence[Float[Array, "lines queries *rest"]]) -> Float[Array, "rows places *rest"]:
+        """The inverse of `split`."""
+        rows = self.starts.shape[0]
+        return jnp.concatenate([group.reshape(rows, -1, *group.shape[2:]) for group in groups], axis=1)
+
+    def by_group(self, chats: Array) -> list[Array]:
+        """What each chat of the rows has, (rows, chats), group by group, each (lines,)."""
+        ends = list(itertools.accumulate(n for n, _ in self.lines))[:-1]
+        return [group.reshape(-1) for group in jnp.split(chats, ends, axis=1)]
+
+    def masks(self, window: int | None = None) -> tuple[Bool[Array, "lines queries keys"], ...]:
+        """Which keys places of a group's lines see: the shared beginning, and their chat up to them, in a window."""
+        found = []
+        for (_, places), lengths in zip(self.lines, self.by_group(self.lengths), strict=True):
+            query, key = self.prefix + np.arange(places), np.arange(self.prefix + places)
+            causal = key[None] <= query[:, None]
+            if window is not None:
+                causal &= query[:, None] - key[None] < window
+            found.append(jnp.asarray(causal)[None] & (key[None, None] < self.prefix + lengths[:, None, None]))
+        return tuple(found)
 
 
 def beginning_mask(prefix: int, window: int | None = None) -> Bool[np.ndarray, "1 queries keys"]:
@@ -78,7 +102,7 @@ class Seen(NamedTuple):
     """
 
     beginning: Bool[Array, "1 queries keys"]
-    mask: Bool[Array, "lines queries keys"]
+    masks: tuple[Bool[Array, "lines queries keys"], ...]
     window: int | None
     local: Bool[Array, ""] | None
 
@@ -92,22 +116,22 @@ class Seen(NamedTuple):
 class Views(NamedTuple):
     """Masks of global layers, and of local ones where there are any."""
 
-    whole: tuple[Array, Array]
-    near: tuple[Array, Array] | None
+    whole: tuple[Array, tuple[Array, ...]]
+    near: tuple[Array, tuple[Array, ...]] | None
     window: int | None
 
     @classmethod
     def of(cls, packing: Packing, window: int | None) -> "Views":
         """The masks of packed rows; `window` is that of the local layers, or None."""
-        masks = lambda w: (jnp.asarray(beginning_mask(packing.prefix, w)), packing.mask(w))  # noqa: E731
+        masks = lambda w: (jnp.asarray(beginning_mask(packing.prefix, w)), packing.masks(w))  # noqa: E731
         return cls(masks(None), None if window is None else masks(window), window)
 
     def layer(self, local: Bool[Array, ""] | None) -> Seen:
         """What a layer sees."""
         if local is None or self.near is None:
             return Seen(*self.whole, None, None)
-        beginning, mask = (jnp.where(local, mine, other) for mine, other in zip(self.near, self.whole, strict=True))
-        return Seen(beginning, mask, self.window, local)
+        beginning, masks = jax.tree.map(lambda mine, other: jnp.where(local, mine, other), self.near, self.whole)
+        return Seen(beginning, masks, self.window, local)
 
 
 @jax.custom_vjp

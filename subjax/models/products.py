@@ -26,8 +26,7 @@ def product(
     """x W over the last `inputs` axes of x, in the dtype of x."""
     if w.dtype == x.dtype:
         return _product(x, w, tuple(range(2, 2 + inputs)), tuple(range(inputs)), precision)
-    # Named, because a policy of what to keep for gradients does not see the product behind its own rule of them.
-    return checkpoint_name(_rounded(x, w, inputs, precision), PRODUCT)
+    return _rounded(x, w, inputs, precision)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -79,6 +78,7 @@ def _low_rank_forward(x: Array, a: Array, b: Array, scale: Array, precision: str
     n = a.ndim - 1
     # Scaled where it is thin.
     low = _product(x, a.astype(x.dtype), tuple(range(2, 2 + n)), tuple(range(n)), precision) * scale.astype(x.dtype)
+    low = checkpoint_name(low, PRODUCT)
     return _product(low, b.astype(x.dtype), (2,), (0,), precision), (x, a, b, scale, low)
 
 

@@ -17,9 +17,6 @@ def rematerialized(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any
     if remat == "none":
         return layer
     policies = jax.checkpoint_policies
-    dots = policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(PRODUCT)
-    )
-    policy = dots if remat == "dots" else policies.nothing_saveable
+    policy = policies.save_only_these_names(PRODUCT) if remat == "dots" else policies.nothing_saveable
     # Inside a scan nothing could be merged with the forward pass anyway, and forbidding it costs time.
     return jax.checkpoint(layer, policy=policy, prevent_cse=False)

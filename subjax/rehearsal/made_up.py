@@ -69,7 +69,7 @@ def packed(
         stream: PackedChats | PackedCohort = PackedChats(made, seed=0, **layout)
     else:
         stream = PackedCohort([{"chats": made, "seed": seed} for seed in range(members)], **layout)
-    loss: Loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
+    loss: Loss = PackedNextToken(stream.layout.prefix, stream.layout.lines)
     batch = stream.largest()
     arrays = tuple((name, array.shape, str(array.dtype)) for name, array in batch.items())
     rows = batch["tokens"].size // batch["tokens"].shape[-1]

@@ -156,11 +156,10 @@ def work(spec: Training, made_twice: bool) -> list[costs.Flops]:
             found.append(costs.training(config, rows, term.length, term.tail, tuning.kind, tuning.rank, tuning.targets))
             continue
         whole = config.attention == "splash"
-        prefix, line = (0, term.length) if whole else (term.packing.prefix, term.packing.longest)
+        prefix, lines = (0, ((1, term.length),)) if whole else (term.packing.prefix, term.packing.lines)
         flops = costs.packed(
-            config, term.rows, term.length, 1 if whole else term.shape("starts")[-1], line, term.tail, tuning.kind,
-            prefix=prefix, rank=tuning.rank, lora_targets=tuning.targets,
-            remat=spec.compute.remat if made_twice else "none",
+            config, term.rows, term.length, lines, term.tail, tuning.kind, prefix=prefix, rank=tuning.rank,
+            lora_targets=tuning.targets, remat=spec.compute.remat if made_twice else "none",
         )  # fmt: skip
         if whole:  # its blocks above the diagonal are left out
             flops["scores"] /= 2

@@ -78,7 +78,7 @@ def tune(lesson: Lesson) -> Made:
     task, speaker = lesson.task, lesson.speaker
     flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
     stream = PackedChats(lesson.chats, seed=lesson.order_seed, **_layout([lesson], task.mesh))
-    loss = PackedNextToken(stream.layout.prefix, stream.layout.longest)
+    loss = PackedNextToken(stream.layout.prefix, stream.layout.lines)
     fitted = fit(
         speaker.net,
         speaker.params,
@@ -107,7 +107,7 @@ def tune_together(lessons: Sequence[Lesson], partial: epath.Path) -> list[Made |
     flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
     members = [{"chats": lesson.chats, "seed": lesson.order_seed} for lesson in lessons]
     stream = PackedCohort(members, **_layout(lessons, task.mesh, len(lessons)))
-    loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.longest))
+    loss = Cohort(PackedNextToken(stream.layout.prefix, stream.layout.lines))
     optimizers = [from_dict(Optimizer, lesson.task.config["optimizer"]) for lesson in lessons]
     found = fit_cohort(
         speaker.net,
@@ -172,7 +172,7 @@ def layout(
     turns = min(math.ceil(batch * mean / rows / room), math.ceil(batch / rows))
     return {
         "batch": batch, "steps": steps, "rows": rows, "turns": turns, "share_prefix": xla,
-        "grain": 32 if xla else 128, "context": decoder.length,
+        "grain": 8 if xla else 128, "context": decoder.length,
     }  # fmt: skip
 
 

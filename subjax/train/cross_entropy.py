@@ -54,8 +54,9 @@ class Head:
 
 
 def chunk_of(vocab: int, tokens: int) -> int:
-    """Tokens of a packed row whose logits are computed at a time."""
-    return min(tokens, max(16, CHUNK // vocab // 16 * 16))
+    """Tokens of a packed row whose logits are computed at a time: as many in each chunk, so that few are padding."""
+    chunks = -(-tokens // max(16, CHUNK // vocab))
+    return -(-tokens // chunks // 16) * 16 if chunks > 1 else tokens
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from subjax.data.packed import Lines
 from subjax.models.packed import Packing
 
 
@@ -96,17 +97,17 @@ class PackedNextToken:
     """Cross-entropy on the answers' tokens of packed chats; nats a token.
 
     Batch: what `subjax.data.packed.PackedChats` gives. Its weights hold the mean over the step, so the turns add up.
-    `prefix` and `longest` are those of its layout.
+    `prefix` and `lines` are those of its layout.
     """
 
     prefix: int
-    longest: int
+    lines: Lines
     axes: tuple[str, ...] = ("turn", "batch")
 
     def __call__(self, model: Model, batch: Mapping[str, Any]) -> Float[Array, ""]:
         """The part of one turn in the mean over the answers' tokens of the step; its batch has no turn axis."""
         positions, segments, starts, lengths = (batch[n] for n in ("positions", "segments", "starts", "lengths"))
-        packing = Packing(positions, segments, starts, lengths, self.prefix, self.longest)
+        packing = Packing(positions, segments, starts, lengths, self.prefix, self.lines)
         return model.next_token(batch["tokens"], packing, batch["at"], batch["targets"], batch["weights"])
 
 
