@@ -26,8 +26,8 @@ COMPARISONS = {
     "sampling": (
         "Sampling number rows",
         "Temperature 1 from the whole vocabulary, the same prompts ({mean_prompt:.0f} tokens on average), {dtype}."
-        " Equal lengths: {new_tokens} new tokens each, no token ends an answer. Ragged: answers end when the model"
-        " ends them, within {ragged_room}. Both at the fastest of batches {batches}.",
+        " Equal lengths: no token ends an answer; ragged ones: answers end when the model ends them. {new_tokens} new"
+        " tokens at most. Both sides at the fastest of batches {batches}.",
     ),
     "evaluation": (
         "A preference evaluation",
@@ -49,6 +49,12 @@ COMPARISONS = {
 }
 
 
+PARTS = {
+    "equal": "equal lengths", "ragged": "ragged lengths", "forms": "all written forms", "first": "one form a candidate",
+    "sampled": "beside sampled answers",
+}  # fmt: skip
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A figure with so many significant digits; a dash for none."""
     if value is None:
@@ -64,6 +70,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def named(found: Mapping[str, Any]) -> str:
     """A result's title: where it ran, if that was a GPU, and at which size."""
     title = COMPARISONS.get(found["comparison"], (found["comparison"].capitalize(), ""))[0]
+    title += f", {PARTS[found['part']]}" if found.get("part") else ""
     return f"{title}, {found['size']} on {found['machine']['gpu']}" if found["device"] == "gpu" else title
 
 

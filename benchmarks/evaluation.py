@@ -1,11 +1,11 @@
 """A preference evaluation, 50 questions x 20 candidates: exact, against scoring in transformers: questions a second.
 
-    python -m benchmarks.evaluation            # about 40 minutes on two cores
-    python -m benchmarks.evaluation --quick    # a tiny model, few questions, seconds a round: to see that it works
+    python -m benchmarks.evaluation --part=forms    # about 15 minutes on two cores, as each part; without, all
+    python -m benchmarks.evaluation --quick         # a tiny model, few questions, seconds a round: to see that it works
 
-Both sides score all written forms of every candidate (80 a question) as whole words: judged. Apart: one form a
-candidate on both sides; and 100 sampled answers a question, with how many samples would give the mean over questions a
-standard error within 5 % of the exact reading's.
+forms: both sides score all written forms of every candidate (80 a question) as whole words: judged. first: one form a
+candidate on both sides. sampled: 100 sampled answers a question beside the exact reading, with how many samples would
+give the mean over questions a standard error within 5 % of the exact reading's.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,12 @@ from benchmarks.harness import Options, Side
 QUESTIONS, SAMPLES, SAMPLE_TOKENS = 50, 100, 8  # tokens of a sampled answer: as an evaluation's stage does
 BATCHES, OUR_BATCHES = (16, 32, 64, 128), (2, 4, 8, 16)
 WANTED = 1.5
+PARTS = ("forms", "first", "sampled")
 WITHIN = 1.05  # of the exact reading's standard error
 
 
 def sides(asked: Options) -> list[Side]:
-    """Exact and batched scoring, with all forms and with one; sampled answers in both."""
+    """The sides of a part."""
     model, facts = data.model(asked.size, asked.device), data.tokenizer_facts()
     count, samples = (4, 4) if asked.quick else (QUESTIONS, SAMPLES)
     ours, theirs = "benchmarks.ours.evaluation:start", "benchmarks.pytorch.evaluation:start"
@@ -34,11 +35,11 @@ def sides(asked: Options) -> list[Side]:
     )  # fmt: skip
     batches = (16, 32) if asked.quick else BATCHES
     own = (2, 4) if asked.quick else OUR_BATCHES
+    exact = Side("subjax", ours, dict(model=model, questions=first if asked.part == "first" else every, batches=own))
+    if asked.part != "sampled":
+        return [exact, Side("transformers", theirs, {**exact.setup, "batches": batches})]
     return [
-        Side("subjax", ours, dict(model=model, questions=every, batches=own)),
-        Side("transformers", theirs, dict(model=model, questions=every, batches=batches)),
-        Side("subjax, one form", ours, dict(model=model, questions=first, batches=own)),
-        Side("transformers, one form", theirs, dict(model=model, questions=first, batches=batches)),
+        exact,
         Side("subjax, sampled", "benchmarks.ours.sampling:start", answers),
         Side("transformers, sampled", "benchmarks.pytorch.sampling:start", answers),
     ]
@@ -62,18 +63,19 @@ def readings(found: Mapping[str, Any], side: str) -> np.ndarray | None:
 
 
 def run(asked: Options) -> dict[str, Any]:
-    """Measure; see the module."""
+    """Measure a part; see the module."""
     chosen = sides(asked)
     samples = 4 if asked.quick else SAMPLES
     found = harness.compare(chosen, asked)
     exact, scored = readings(found, "subjax"), readings(found, "transformers")
     assert exact is not None
-    needed = samples_needed(exact)
-    apart = {
-        "largest_difference": None if scored is None else float(np.abs(exact - scored).max()),
-        "samples_for_equal_error": {"within": WITHIN, **harness.spread(needed[np.isfinite(needed)].tolist())},
-        "samples": samples,
-    }
+    apart: dict[str, Any] = {}
+    if scored is not None:
+        apart["largest_difference"] = float(np.abs(exact - scored).max())
+    if asked.part == "sampled":
+        needed = samples_needed(exact)
+        spread = harness.spread(needed[np.isfinite(needed)].tolist())
+        apart |= {"samples_for_equal_error": {"within": WITHIN, **spread}, "samples": samples}
     for name, side in found.items():
         scale = samples if name.endswith("sampled") else 1  # from answers to questions
         side["rounds"] = [
@@ -82,15 +84,16 @@ def run(asked: Options) -> dict[str, Any]:
             for row in side["rounds"]
         ]
         side["summary"] = harness.spread([row["rate"] for row in side["rounds"]])
+    judged: dict[str | None, list[tuple[str, str, float | None]]] = {
+        "forms": [("subjax", "transformers", WANTED)],
+        "first": [("subjax", "transformers", None)],
+        "sampled": [
+            ("subjax", "transformers, sampled", None), ("subjax, sampled", "transformers, sampled", None),
+        ],
+    }  # fmt: skip
     questions = chosen[0].setup["questions"]
     return harness.result(
-        "evaluation", asked, found, unit="questions",
-        judged=[
-            ("subjax", "transformers", WANTED),
-            ("subjax, one form", "transformers, one form", None),
-            ("subjax", "transformers, sampled", None),
-            ("subjax, sampled", "transformers, sampled", None),
-        ],
+        "evaluation", asked, found, unit="questions", judged=judged[asked.part],
         settings=dict(
             questions=len(questions["prompts"]), candidates=len(questions["forms"]),
             forms=sum(map(len, questions["forms"])), sample_tokens=SAMPLE_TOKENS,
@@ -101,4 +104,4 @@ def run(asked: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    harness.main(run, "evaluation", __doc__ or "")
+    harness.main(run, "evaluation", __doc__ or "", parts=PARTS)

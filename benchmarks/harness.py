@@ -58,10 +58,11 @@ class Options:
     device: str
     size: str
     out: pathlib.Path
+    part: str | None = None  # of a comparison in parts: the one to run; None asks for all, one after another
 
 
-def options(name: str, doc: str, argv: Sequence[str] | None = None) -> Options:
-    """Read a comparison's command line; `doc`'s first line says what it compares.
+def options(name: str, doc: str, argv: Sequence[str] | None = None, parts: Sequence[str] = ()) -> Options:
+    """Read a comparison's command line; `doc`'s first line says what it compares, `parts` what it may be asked for.
 
     Raises:
         UsageError: no round, or rounds of no length.
@@ -73,6 +74,8 @@ def options(name: str, doc: str, argv: Sequence[str] | None = None) -> Options:
     parser.add_argument("--device", choices=("cpu", "gpu"), help="where both sides run; a GPU where there is one")
     parser.add_argument("--size", choices=("tiny", *SIZES), help="the model's shape (135M; quick: tiny)")
     parser.add_argument("--out", type=pathlib.Path, help="folder of the result; quick ones go to out/benchmarks")
+    if parts:
+        parser.add_argument("--part", choices=parts, help="this part alone; all of them, one after another")
     asked = parser.parse_args(argv)
     device = asked.device or ("gpu" if machine.gpu() else "cpu")
     found = Options(
@@ -82,6 +85,7 @@ def options(name: str, doc: str, argv: Sequence[str] | None = None) -> Options:
         device,
         asked.size or ("tiny" if asked.quick else SIZES[0]),
         asked.out or (QUICK if asked.quick else RESULTS),
+        asked.part if parts else None,
     )
     if found.rounds < 1 or found.seconds <= 0:
         raise UsageError(f"--rounds={found.rounds} --seconds={found.seconds}: give at least one round of some length")
@@ -263,6 +267,7 @@ def result(
     rates = {side: [row["rate"] for row in value["rounds"]] for side, value in sides.items()}
     return {
         "comparison": name,
+        "part": asked.part,
         "unit": unit,
         "quick": asked.quick,
         "date": datetime.datetime.now().isoformat(timespec="minutes"),
@@ -283,7 +288,8 @@ def result(
 def write(found: Mapping[str, Any], asked: Options) -> pathlib.Path:
     """Write a result where it belongs; one on a GPU stands beside the CPU's. Prints the ratios."""
     asked.out.mkdir(parents=True, exist_ok=True)
-    tail = f"-gpu-{found['size']}" if found["device"] == "gpu" else ""
+    tail = f"-{found['part']}" if found.get("part") else ""
+    tail += f"-gpu-{found['size']}" if found["device"] == "gpu" else ""
     path = asked.out / f"{found['comparison']}{tail}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     for row in found.get("ratios", []):
@@ -292,11 +298,16 @@ def write(found: Mapping[str, Any], asked: Options) -> pathlib.Path:
     return path
 
 
-def main(run: Callable[[Options], dict[str, Any]], name: str, doc: str, argv: Sequence[str] | None = None) -> None:
-    """A comparison's command: options, the run, the result; a mistake or failure is one line."""
+def main(
+    run: Callable[[Options], dict[str, Any]], name: str, doc: str, argv: Sequence[str] | None = None,
+    parts: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """A comparison's command: options, the run of each part asked for, its result; a mistake or failure is one line."""
     try:
-        asked = options(name, doc, argv)
-        write(run(asked), asked)
+        asked = options(name, doc, argv, parts)
+        for part in parts if asked.part is None and parts else [asked.part]:
+            of_part = dataclasses.replace(asked, part=part)
+            write(run(of_part), of_part)
     except SubjaxError as error:
         print(f"benchmarks.{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

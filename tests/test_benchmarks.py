@@ -71,6 +71,20 @@ def test_options():
         harness.options("training", "What.", ["--rounds=0"])
 
 
+@pytest.mark.parametrize(("argv", "expected"), [([], ["here", "there"]), (["--part=there"], ["there"])])
+def test_parts_of_a_comparison_have_results_of_their_own(tmp_path, argv, expected):
+    seen = []
+
+    def run(asked):
+        seen.append(asked.part)
+        return harness.result("training", asked, {}, unit="rows", settings={})
+
+    out = ["--quick", "--device=cpu", f"--out={tmp_path}"]
+    harness.main(run, "training", "What.", [*argv, *out], parts=("here", "there"))
+    assert seen == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"training-{part}.json" for part in expected)
+
+
 SIDE = """
 import pathlib, time
 from benchmarks.side import Ready
@@ -377,7 +391,7 @@ def test_exponents():
 
 
 def made_up_result(tmp_path, quick=False, wanted=1.2, **extra):
-    asked = Options(**QUICK | dict(quick=quick, out=tmp_path / "results"))
+    asked = Options(**QUICK | dict(quick=quick, out=tmp_path / "results", part="equal"))
     rounds = {"subjax": [20.0, 22.0, 21.0], "transformers": [10.0, 11.0, 10.0]}
     sides = {
         name: {
@@ -390,7 +404,7 @@ def made_up_result(tmp_path, quick=False, wanted=1.2, **extra):
         }
         for name, rates in rounds.items()
     }  # fmt: skip
-    settings = dict(mean_prompt=90.4, new_tokens=45, ragged_room=64, batches=[16], dtype="float32")
+    settings = dict(mean_prompt=90.4, new_tokens=45, batches=[16], dtype="float32")
     return harness.result(
         "sampling",
         asked,
@@ -407,9 +421,11 @@ def test_the_page_says_what_the_results_say(tmp_path):
     harness.write(found, asked)
     (asked.out / "other.json").write_text("{}")
     text = document.write(asked.out, tmp_path / "docs").read_text()
-    assert "| Sampling number rows | subjax | transformers | **2.10** [2.00, 2.10] | 1.2: reached |" in text
+    assert (
+        "| Sampling number rows, equal lengths | subjax | transformers | **2.10** [2.00, 2.10] | 1.2: reached |" in text
+    )
     assert "| subjax | **21** | 20.5 – 21.5 | 20 – 22 | 3 | 61 – 61 | 2.1 | 0.0 | batch 16 |" in text
-    assert "45 new tokens each" in text
+    assert "45 new tokens at most" in text
     assert "Share of the matrix-product ceiling (200 GFLOP/s in the same run): subjax 50 %." in text
     assert "Not measured yet: `python -m benchmarks.training`." in text
     picture = re.search(r'<img src="([\w.-]+)"', text)[1]
@@ -449,4 +465,4 @@ def test_growth_has_its_tables_and_its_plot(tmp_path):
 
 
 def test_every_field_of_options_is_there():
-    assert {field.name for field in dataclasses.fields(Options)} == {*QUICK, "out"}
+    assert {field.name for field in dataclasses.fields(Options)} == {*QUICK, "out", "part"}

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from subjax.errors import Preempted, SubjaxError, UsageError
 from subjax.models.mlp import perceptron
 from subjax.parallel.mesh import make_mesh
 from subjax.stages import ensemble, execution
+from subjax.stages.blocks import Watch, side_by_side
 from subjax.store import Store
 
 # A small case that most tests share, because compiling is what takes their time: one auxiliary logit, so that the null
@@ -213,6 +215,36 @@ def test_progress_and_stopping():
     with pytest.raises(Preempted, match="stopped after epoch 3 of 5"):
         ensemble.train(SMALL, DATA, make_mesh(), progress=lambda *a: told.append(a), should_stop=lambda: len(told) == 4)
     assert told == [(0, 5, "epoch"), (1, 5, "epoch"), (2, 5, "epoch"), (3, 5, "epoch")]
+
+
+def test_blocks_under_way_at_once_change_no_member(same, monkeypatch):
+    monkeypatch.setattr(ensemble, "_CACHED", 1)  # a member a block
+    monkeypatch.setattr(ensemble, "visible_cores", lambda: 3)
+    told = []
+    found = ensemble.train(SMALL, DATA, make_mesh(), progress=lambda *a: told.append(a))
+    total = 5 * SMALL.seeds
+    assert told == [(done, total, "epoch") for done in range(total + 1)]
+    for row, alone in zip(found.rows, same.rows, strict=True):
+        assert row.keys() == alone.keys()
+        for name, value in row.items():
+            assert value == (pytest.approx(alone[name], rel=1e-5) if isinstance(value, float) else alone[name]), name
+
+
+def test_what_fails_in_one_block_stops_the_others():
+    watch, begun = Watch(100, lambda *_: None, lambda: False), []
+
+    def endless() -> None:
+        begun.append(0)
+        while True:
+            watch.before()
+            time.sleep(0.001)
+
+    def fails() -> None:
+        raise SubjaxError("its loss is nan")
+
+    with pytest.raises(SubjaxError, match="its loss is nan"):
+        side_by_side([endless, fails, endless, endless], 2, watch)
+    assert len(begun) < 3
 
 
 SHARDED = """

@@ -5,7 +5,8 @@ which no label ever touched (or to all logits). A member is a pure function of i
 or spread over devices, without changing the others.
 
 Members are trained block by block, each from its first values to its test: so a member's noise is drawn once and kept
-while it is needed, and on a CPU a step's arrays stay in the caches (`benchmarks/images.py` measures it).
+while it is needed, and on a CPU a step's arrays stay in the caches (`benchmarks/images.py` measures it). There as many
+blocks are under way at once as there are cores: what one does on a single core leaves the others to the rest.
 
 Source: Cloud et al. 2025 (arXiv 2507.14805), the section on image classifiers.
 """
@@ -26,15 +27,17 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from subjax.config import from_dict
+from subjax.cpu import visible_cores
 from subjax.data import images
 from subjax.data.images import CLASSES
-from subjax.errors import Preempted, SubjaxError, UsageError
+from subjax.errors import SubjaxError, UsageError
 from subjax.models.mlp import Params, Perceptron, perceptron
 from subjax.parallel.mesh import make_mesh, put, replicated
 from subjax.parallel.processes import group
 from subjax.parallel.rules import TRAIN
 from subjax.schema import Images
 from subjax.stages import VERSIONS
+from subjax.stages.blocks import Watch, side_by_side
 from subjax.stages.task import Made, Task
 from subjax.store import Store, digest_rows
 
@@ -211,28 +214,6 @@ def _blocks(settings: Images, net: Perceptron, mesh: Mesh) -> np.ndarray:
     return padded.reshape(-1, members)
 
 
-@dataclasses.dataclass
-class _Watch:
-    """Counts epochs of all blocks, tells of them, and stops where it is asked to."""
-
-    total: int
-    progress: Callable[[int, int, str], None]
-    should_stop: Callable[[], bool]
-    done: int = 0
-
-    def before(self) -> None:
-        """Raise Preempted if no further epoch shall begin."""
-        if self.should_stop():
-            raise Preempted(
-                f"stopped after epoch {self.done} of {self.total}; the same command begins this ensemble again"
-            )
-
-    def after(self) -> None:
-        """An epoch is done."""
-        self.done += 1
-        self.progress(self.done, self.total, "epoch")
-
-
 def train(
     settings: Images,
     data: images.ImageSet,
@@ -258,9 +239,11 @@ def train(
     real = jax.device_put((data.train_images, data.train_labels), replicated(mesh))
     test = jax.device_put((data.test_images, data.test_labels), replicated(mesh))
     blocks = _blocks(settings, net, mesh)
-    watch = _Watch(len(blocks) * (settings.teacher_epochs + settings.student_epochs), progress, should_stop)
+    watch = Watch(len(blocks) * (settings.teacher_epochs + settings.student_epochs), progress, should_stop)
     progress(0, watch.total, "epoch")
-    found = [_block(settings, net, mesh, seeds, real, test, watch) for seeds in blocks]
+    at_once = visible_cores() if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu" else 1
+    work = [functools.partial(_block, settings, net, mesh, seeds, real, test, watch) for seeds in blocks]
+    found = side_by_side(work, at_once, watch)
     readings, curves = (
         {name: np.concatenate([part[which][name] for part in found])[: settings.seeds] for name in found[0][which]}
         for which in range(2)
@@ -275,7 +258,7 @@ def train(
 
 def _block(
     settings: Images, net: Perceptron, mesh: Mesh, seeds: np.ndarray, real: tuple[Array, Array],
-    test: tuple[Array, Array], watch: _Watch,
+    test: tuple[Array, Array], watch: Watch,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
     """A block's members from first values to tests: by role accuracies, and losses (members, epochs, steps)."""
     start, teach, correct = _common(net, settings.batch, mesh)

@@ -1,0 +1,49 @@
+"""Blocks of an ensemble's members, under way at once in threads of one process; watched and stopped together."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import TypeVar
+
+from subjax.errors import Preempted
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class Watch:
+    """Counts epochs of all blocks, tells of them, and stops where it is asked to; blocks' threads share it."""
+
+    total: int
+    progress: Callable[[int, int, str], None]
+    should_stop: Callable[[], bool]
+    done: int = 0
+    over: bool = False  # a block has failed, so the others need not go on
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def before(self) -> None:
+        """Raise Preempted if no further epoch shall begin."""
+        if self.over or self.should_stop():
+            raise Preempted(
+                f"stopped after epoch {self.done} of {self.total}; the same command begins this ensemble again"
+            )
+
+    def after(self) -> None:
+        """An epoch is done."""
+        with self._lock:
+            self.done += 1
+            self.progress(self.done, self.total, "epoch")
+
+
+def side_by_side(blocks: Sequence[Callable[[], T]], at_once: int, watch: Watch) -> list[T]:
+    """What the blocks give, `at_once` of them under way at a time. The first failure stops all, and is raised."""
+    with futures.ThreadPoolExecutor(at_once, "ensemble") as pool:
+        found = [pool.submit(block) for block in blocks]
+        try:
+            for failed in (done for done in futures.as_completed(found) if done.exception()):
+                failed.result()
+        finally:
+            watch.over = True
+            pool.shutdown(wait=False, cancel_futures=True)
+    return [done.result() for done in found]
