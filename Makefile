@@ -44,7 +44,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# About six hours on two cores with nothing else to do; one comparison: python -m benchmarks.NAME [--quick].
+# Hours, on a machine with nothing else to do; one comparison: python -m benchmarks.NAME [--quick].
 BENCHMARKS := training sampling evaluation cohort images utilization growth
 bench: install models
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -1,6 +1,6 @@
 """A preference evaluation, 50 questions x 20 candidates: exact, against scoring in transformers: questions a second.
 
-    python -m benchmarks.evaluation --part=forms    # about 15 minutes on two cores, as each part; without, all
+    python -m benchmarks.evaluation --part=forms    # or first, or sampled; without, all, one after another
     python -m benchmarks.evaluation --quick         # a tiny model, few questions, seconds a round: to see that it works
 
 forms: both sides score all written forms of every candidate (80 a question) as whole words: judged. first: one form a

@@ -1,7 +1,7 @@
 """Sampling number rows at SmolLM2-135M, against transformers' generate at its best batch size: rows a second.
 
-    python -m benchmarks.sampling --part=equal     # about 25 minutes on two cores; of ragged ones 30; without, both
-    python -m benchmarks.sampling --quick          # a tiny model, seconds a round: to see that it works
+    python -m benchmarks.sampling --part=equal    # or ragged; without, both, one after another
+    python -m benchmarks.sampling --quick         # a tiny model, seconds a round: to see that it works
 
 Temperature 1 from the whole vocabulary, the same prompts. Judged at equal lengths (no token ends an answer). Apart:
 ragged lengths, where answers end when the model ends them, with ours held to rows that the number filter keeps, which
@@ -16,8 +16,6 @@ from benchmarks.harness import Options, Side
 EQUAL, RAGGED = 45, 64  # new tokens: a row's mean, and the room that a corpus gives an answer
 BATCHES = (16, 32, 64, 128)
 WANTED = 1.7
-
-
 PARTS = ("equal", "ragged")
 
 

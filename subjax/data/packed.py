@@ -20,7 +20,7 @@ from subjax.errors import UsageError
 
 Chat = tuple[Sequence[int], Sequence[int]]  # a prompt's token ids, and its answer's
 Lines = tuple[tuple[int, int], ...]  # a packed row's chats in groups: how many, and the places each of them is given
-LENGTHS = 4  # of packed rows in a run, at most one more where they do not start at a multiple
+LENGTHS = 4  # of packed rows in a run, at most: each is compiled by itself
 GROUPS = 3  # of lines, at most: each is compiled and called by itself
 
 
@@ -185,7 +185,7 @@ class PackedChats:
         """
         whole, prefix = need.with_(self._most), self.layout.prefix
         longest = -(-(whole.length + prefix) // self._grain) * self._grain
-        step = max(1, -(-(whole.length - self._least) // (LENGTHS * self._grain))) * self._grain
+        step = max(1, -(-(whole.length - self._least) // ((LENGTHS - 1) * self._grain))) * self._grain
         return _Room(
             longest - (longest - need.length - prefix) // step * step - prefix,
             -(-whole.targets // 16) * 16,

@@ -41,8 +41,8 @@ def side_by_side(blocks: Sequence[Callable[[], T]], at_once: int, watch: Watch) 
     with futures.ThreadPoolExecutor(at_once, "ensemble") as pool:
         found = [pool.submit(block) for block in blocks]
         try:
-            for failed in (done for done in futures.as_completed(found) if done.exception()):
-                failed.result()
+            for done in futures.as_completed(found):
+                done.result()
         finally:
             watch.over = True
             pool.shutdown(wait=False, cancel_futures=True)

@@ -44,8 +44,7 @@ from subjax.store import Store, digest_rows
 VERSION = VERSIONS["ensemble"]
 RESULTS = "results.json"
 CACHE = "images"  # folder of the workdir in which sets are prepared
-_TEST_BATCH = 1000
-# Elements of a block's widest activations, on a CPU and elsewhere; and of a block's noise.
+_TEST_BATCH = 1000  # rows; then elements of a block's widest activations, on a CPU and elsewhere, and of its noise
 _CACHED, _WIDE, _KEPT = 2**18, 2**28, 2**28
 _DRAWN = 64  # rows of noise drawn at a time: the bits they are made from stay in a CPU's caches
 
@@ -242,8 +241,8 @@ def train(
     watch = Watch(len(blocks) * (settings.teacher_epochs + settings.student_epochs), progress, should_stop)
     progress(0, watch.total, "epoch")
     at_once = visible_cores() if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu" else 1
-    work = [functools.partial(_block, settings, net, mesh, seeds, real, test, watch) for seeds in blocks]
-    found = side_by_side(work, at_once, watch)
+    block = functools.partial(_block, settings, net, mesh, real=real, test=test, watch=watch)
+    found = side_by_side([functools.partial(block, seeds) for seeds in blocks], at_once, watch)
     readings, curves = (
         {name: np.concatenate([part[which][name] for part in found])[: settings.seeds] for name in found[0][which]}
         for which in range(2)

@@ -55,7 +55,7 @@ class Head:
 
 def chunk_of(vocab: int, tokens: int) -> int:
     """Tokens of a packed row whose logits are computed at a time: as many in each chunk, so that few are padding."""
-    chunks = -(-tokens // max(16, CHUNK // vocab))
+    chunks = -(-tokens // max(16, CHUNK // vocab // 16 * 16))
     return -(-tokens // chunks // 16) * 16 if chunks > 1 else tokens
 
 
