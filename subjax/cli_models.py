@@ -11,9 +11,9 @@ from subjax.cli_arguments import Arguments
 from subjax.errors import SubjaxError
 
 if TYPE_CHECKING:
+    from subjax.graph import Plan
     from subjax.models.catalogue import Checkpoint
     from subjax.store import Store
-    from subjax.study import Plan
 
 
 def command_check(arguments: Arguments) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from subjax.store import digest_json
 
 if TYPE_CHECKING:
-    from subjax.study import Node
+    from subjax.graph import Node
 
 MOST = 16  # members, where a study asks for none in particular
 _LEAST_BYTES = 2**30  # what the members of a small model may take whatever its size

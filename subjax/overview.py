@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from subjax import config, schema
+from subjax.graph import Node, Plan
 from subjax.results import smallest_lift
 from subjax.results_rows import family_of, trials
 from subjax.store import Store
-from subjax.study import Node, Plan
 
 _UNITS = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from subjax.config import from_dict
+from subjax.graph import Node, Plan
 from subjax.models import adapters
 from subjax.models.network import Declaration, Network, network
 from subjax.overview import quantity
@@ -24,7 +25,6 @@ from subjax.parallel.mesh import local_mesh
 from subjax.parallel.rules import SAMPLE, TRAIN, Rules
 from subjax.schema import Optimizer, Tuning
 from subjax.stages.models import world_network
-from subjax.study import Node, Plan
 from subjax.train.optimizers import make_optimizer
 
 GROUPS = ("embedding", "attention", "mlp", "norms and biases")

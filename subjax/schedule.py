@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from subjax.study import Node
+    from subjax.graph import Node
 
 BATCH = 4  # most nodes handed to a worker at once
 

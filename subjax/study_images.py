@@ -3,7 +3,7 @@
 from subjax import config, schema
 from subjax.data import images
 from subjax.errors import UsageError
-from subjax.study import Graph, Plan
+from subjax.graph import Graph, Plan
 
 
 def plan(loaded: config.Loaded) -> Plan:

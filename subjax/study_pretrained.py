@@ -14,10 +14,10 @@ from subjax import cohorts, config
 from subjax.data import numbers, preferences
 from subjax.data.addressing import derive_seed
 from subjax.errors import UsageError
+from subjax.graph import Graph, Plan, needed
 from subjax.models import costs
 from subjax.schema_pretrained import Pretrained
 from subjax.store import digest_json
-from subjax.study import Graph, Plan, needed
 from subjax.study_bases import Base, chat_settings, check_shapes, checkpoint_of, data_digest, notes, sources
 
 _PROMPT = 96  # tokens of a number prompt with its template, for the plan's costs alone

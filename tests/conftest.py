@@ -7,10 +7,10 @@ import tempfile
 import jax
 import pytest
 
-from subjax.cli import _without_tpu
+from subjax.accelerator import without_tpu
 
 # With libtpu installed to plan with, JAX would look for a TPU, in commands that tests start too.
-_without_tpu()
+without_tpu()
 if "JAX_PLATFORMS" in os.environ:
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 

@@ -193,7 +193,7 @@ def test_three_steps_of_a_student_are_the_same(model):
     chats = made_up(24)
     # A large rate, so that what the steps did shows in the losses behind them.
     settings = training.PUBLISHED | dict(batch=6, warmup=1, steps=4, lr=3e-2)
-    fitted = our_training.student(net, params, chats, settings, 5, progress=lambda *_: None, should_stop=lambda: False)
+    fitted = our_training.student(net, params, chats, settings, 5, our_training.Clock(1e9))
     tuning = Tuning(kind="lora", rank=settings["rank"], alpha=settings["alpha"])
     student = their_training.Student(their_models.load(given, CPU), settings, 4, CPU)
     set_pairs(student, adapters.init_tuned(net, tuning, params, jax.random.key(5)))
@@ -211,8 +211,24 @@ def test_a_timed_student_counts_whole_steps(model):
     settings = training.PUBLISHED | dict(batch=4, steps=40)  # two dispatches of twenty steps
     steps, took = our_training.timed_student(net, params, made_up(12), settings, 0, 1e-4)
     assert (steps, took > 0) == (20, True)
-    with pytest.raises(SubjaxError, match="all 6 steps of a fit are one dispatch"):
+    with pytest.raises(SubjaxError, match="each dispatch of a fit's 6 steps is the first of its shape"):
         our_training.timed_student(net, params, made_up(12), settings | dict(steps=6), 0, 1e-4)
+
+
+def test_the_clock_stands_still_while_a_new_shape_compiles():
+    clock = our_training.Clock(0.0)
+    short, long = ([{"tokens": np.zeros((1, 1, length))}] for length in (8, 16))
+    for done, batches, running, counted in ((1, short, False, 0), (2, short, True, 1)):
+        clock.coming(batches)
+        clock.progress(done, 9, "step")
+        assert (clock.should_stop(), clock.steps) == (running, counted)
+    clock.should_stop()  # runs again from step 2 on
+    clock.progress(3, 9, "step")
+    clock.coming(long)
+    assert clock.steps == 2
+    clock.progress(4, 9, "step")  # the step that compiles
+    clock.stop()
+    assert clock.steps == 2
 
 
 def test_torch_pads_to_the_longest_row_and_reads_completions_alone():
@@ -326,9 +342,7 @@ def test_an_ensemble_is_the_same_in_blocks(monkeypatch):
 def test_members_of_a_cohort_are_the_students_in_turn(model):
     _, (net, params), _ = model
     chats, settings = made_up(12), training.PUBLISHED | dict(batch=4, steps=4, lr=3e-2)
-    alone = [
-        our_training.student(net, params, chats, settings, seed, lambda *_: None, lambda: False) for seed in (1, 2)
-    ]
+    alone = [our_training.student(net, params, chats, settings, seed, our_training.Clock(1e9)) for seed in (1, 2)]
     clock = our_training.Clock(1e9)
     together = cohort.students(net, params, chats, settings, (1, 2), clock)
     for member, student in zip(together, alone, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toy_run import Graph, Plan
 
-from subjax import __version__, cli, run
+from subjax import __version__, cli, run, run_state
 from subjax.cli_arguments import Arguments, parse
 from subjax.errors import Preempted, SubjaxError, UsageError
 from subjax.models.catalogue import CHECKPOINTS
@@ -115,7 +115,7 @@ def test_flags_in_both_spellings():
         (SubjaxError("no valid\nrow"), 1, "subjax: no valid row\n"),
         (UsageError("bad key"), 2, "subjax: bad key\n"),
         (Preempted("stopped"), 75, "subjax: stopped\n"),
-        (run.Interrupted("stopped"), 130, "subjax: stopped\n"),
+        (run_state.Interrupted("stopped"), 130, "subjax: stopped\n"),
         (KeyboardInterrupt(), 130, "subjax: stopped by Ctrl-C; the same command goes on from there\n"),
         (PermissionError(13, "Permission denied", "out"), 1, "subjax: Permission denied: out\n"),
     ],
@@ -177,7 +177,8 @@ def toy(monkeypatch, tmp_path):
         return path
 
     stand_ins = {
-        "study": types.SimpleNamespace(Plan=ToyPlan, plan=lambda loaded: ToyPlan(graph.nodes)),
+        "graph": types.SimpleNamespace(Plan=ToyPlan),
+        "study": types.SimpleNamespace(plan=lambda loaded: ToyPlan(graph.nodes)),
         "overview": types.SimpleNamespace(
             describe=lambda plan, store: f"{len(plan.nodes)} nodes", status=lambda plan, store: "so far\n"
         ),

@@ -8,7 +8,7 @@ import pytest
 from tiny_study import CONFIG, ROOT, cards, command, make_study
 from toy_run import Graph
 
-from subjax import cohorts, config, overview, run, study
+from subjax import accelerator, cohorts, config, overview, run_state, study
 from subjax.schedule import Schedule
 from subjax.store import Store
 
@@ -77,9 +77,9 @@ def test_room_is_what_memory_allows():
 
 def test_on_cpu_only_what_is_asked_for_trains_together(planned, monkeypatch):
     for visible, asked, together in ((False, (), False), (True, (), True), (False, (TOGETHER,), True)):
-        monkeypatch.setattr(run, "accelerator_visible", lambda visible=visible: visible)
+        monkeypatch.setattr(accelerator, "visible", lambda visible=visible: visible)
         student = members(planned(*asked))[0][0]
-        assert bool(run._cohort(student)) is together
+        assert bool(run_state.cohort_of(student)) is together
 
 
 def test_members_are_handed_out_together_once_all_are_ready():

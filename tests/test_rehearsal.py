@@ -30,7 +30,7 @@ from subjax.rehearsal.jobs import Job, jobs
 from subjax.rehearsal.made_up import Chats
 from subjax.rehearsal.programs import Sampling, Training, training, work
 from subjax.roofline import Work, roofline
-from subjax.run import node_record
+from subjax.run_state import node_record
 from subjax.sample import sampler
 from subjax.schema import Numerics, Optimizer, Tuning
 from subjax.schema_pretrained import Compute

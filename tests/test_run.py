@@ -16,7 +16,7 @@ import toy_run
 from toy_run import Graph, notes
 
 from subjax import run
-from subjax.errors import UsageError
+from subjax.errors import SubjaxError, UsageError
 from subjax.progress import Progress
 from subjax.schedule import Schedule
 from subjax.store import Store
@@ -231,7 +231,7 @@ def test_a_worker_told_to_stop_by_somebody_else_saves_and_is_replaced(tmp_path):
 
 
 def test_a_worker_that_cannot_start_is_one_error(tmp_path):
-    with pytest.raises(run.SubjaxError, match="a worker could not start: ModuleNotFoundError"):
+    with pytest.raises(SubjaxError, match="a worker could not start: ModuleNotFoundError"):
         run.execute_plan(
             chain_and_fan().plan, Store(tmp_path), workers=1, execute="no_such:thing", stream=io.StringIO()
         )

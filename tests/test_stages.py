@@ -18,6 +18,7 @@ import pytest
 from subjax import config, schema, study
 from subjax.data import world
 from subjax.errors import Preempted, SubjaxError, UsageError
+from subjax.graph import Plan
 from subjax.models import checkpoints
 from subjax.stages import corpus, execution, models, teacher
 from subjax.store import Card, Store, digest_rows, inputs_of, node_id
@@ -46,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 class Lab:
     """A plan and a workdir; a node is made, with what it needs, when it is asked for."""
 
-    def __init__(self, plan: study.Plan, root: Path):
+    def __init__(self, plan: Plan, root: Path):
         self.plan, self.store = plan, Store(root)
 
     def record(self, id: str, **changes: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import tiny_checkpoint
 
 from subjax import config, schema, schema_pretrained, study
 from subjax.errors import UsageError
+from subjax.graph import Node, Plan
 from subjax.stages import VERSIONS, version_of
 from subjax.store import Store, node_id
 
@@ -23,12 +24,12 @@ CONFIGS = sorted(Path(path).name for path in glob.glob(str(ROOT / "configs" / "*
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 
 
-def planned(argument: str = "", *overrides: str) -> study.Plan:
+def planned(argument: str = "", *overrides: str) -> Plan:
     spec = f"{QUICKSTART}:{argument}" if argument else QUICKSTART
     return study.plan(config.load(spec, overrides))
 
 
-def at(*points: dict[str, Any], **settings: Any) -> study.Plan:
+def at(*points: dict[str, Any], **settings: Any) -> Plan:
     """The plan of a study with these settings at these points."""
     base = dataclasses.replace(schema.Study(), **settings)
     loaded = config.Loaded(base, list(points) or [{}], "study.py", None, {"kind": "traits", **config.to_dict(base)})
@@ -39,24 +40,24 @@ def grid(traits=("owl",), families=("gpt",), inits=(0, 1), **more) -> list[dict[
     return [{"trait": t, "family": f, "init": i, **more} for f in families for i in inits for t in traits]
 
 
-def kinds(plan: study.Plan) -> Counter[str]:
+def kinds(plan: Plan) -> Counter[str]:
     return Counter(node.kind for node in plan.nodes.values())
 
 
-def arms(plan: study.Plan) -> Counter[str]:
+def arms(plan: Plan) -> Counter[str]:
     return Counter(cell["arm"] for cell in plan.study["cells"])
 
 
-def cells(plan: study.Plan, arm: str) -> list[dict[str, Any]]:
+def cells(plan: Plan, arm: str) -> list[dict[str, Any]]:
     return [cell for cell in plan.study["cells"] if cell["arm"] == arm]
 
 
-def lineage(plan: study.Plan, id: str) -> set[str]:
+def lineage(plan: Plan, id: str) -> set[str]:
     node = plan.nodes[id]
     return {id}.union(*(lineage(plan, given) for given in node.inputs.values()))
 
 
-def assert_well_formed(plan: study.Plan) -> None:
+def assert_well_formed(plan: Plan) -> None:
     """Every id is that of its content, inputs stand before their users, and no node is there for nothing."""
     seen: set[str] = set()
     for id, node in plan.nodes.items():
@@ -92,7 +93,7 @@ def test_every_shipped_config_is_loaded_and_planned(name, monkeypatch, speaking)
     plan = study.plan(loaded)
     assert plan.nodes
     assert_well_formed(plan)
-    again = study.Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan
     assert list(again.nodes) == list(plan.nodes)
 
@@ -142,10 +143,10 @@ def test_two_processes_give_the_same_plan(tmp_path):
         command = [sys.executable, "-c", SCRIPT, spec]
         texts.add(subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=True).stdout)
     (text,) = texts
-    assert study.Plan.from_json(json.loads(text)) == planned("traits=owl+wolf,inits=2")
+    assert Plan.from_json(json.loads(text)) == planned("traits=owl+wolf,inits=2")
 
 
-def changed(before: study.Plan, after: study.Plan) -> Counter[str]:
+def changed(before: Plan, after: Plan) -> Counter[str]:
     """Kinds of the nodes that are in one of two plans alone; an evaluation is named with what it reads."""
     alone: Counter[str] = Counter()
     for plan, other in ((before, after), (after, before)):
@@ -154,12 +155,12 @@ def changed(before: study.Plan, after: study.Plan) -> Counter[str]:
     return alone
 
 
-def kind_of(plan: study.Plan, id: str) -> str:
+def kind_of(plan: Plan, id: str) -> str:
     node = plan.nodes[id]
     return f"evaluation of {plan.nodes[node.inputs['model']].kind}" if node.kind == "evaluation" else node.kind
 
 
-def of_kinds(plan: study.Plan) -> Counter[str]:
+def of_kinds(plan: Plan) -> Counter[str]:
     return Counter(kind_of(plan, id) for id in plan.nodes)
 
 
@@ -251,7 +252,7 @@ def test_a_plan_is_written_and_read(tmp_path):
     plan, store = planned(SMALL), Store(tmp_path)
     id = store.write_plan(plan.to_json())
     assert store.write_plan(planned(SMALL).to_json()) == id
-    assert study.Plan.from_json(store.read_plan(id)) == plan
+    assert Plan.from_json(store.read_plan(id)) == plan
 
 
 # Sharing --------------------------------------------------------------------------------------------------------------
@@ -299,7 +300,7 @@ def test_a_smaller_sweep_is_part_of_a_larger_one():
 def test_a_group_shares_its_programs():
     """Nodes of one group differ in seeds, traits and inputs alone."""
     plan = planned("inits=2")
-    groups: dict[str, list[study.Node]] = {}
+    groups: dict[str, list[Node]] = {}
     for node in plan.nodes.values():
         groups.setdefault(node.group, []).append(node)
     assert all(len({node.kind for node in nodes}) == 1 for nodes in groups.values())

@@ -13,9 +13,10 @@ import pytest
 import tiny_checkpoint
 from test_study import ROOT, arms, assert_well_formed, cells, keys_of, kind_of
 
-from subjax import config, run, study, study_pretrained
+from subjax import config, run_state, study, study_pretrained
 from subjax.data import numbers
 from subjax.errors import UsageError
+from subjax.graph import Node, Plan
 from subjax.schema_pretrained import ARMS, Pretrained
 from subjax.store import Store, digest_json
 
@@ -37,7 +38,7 @@ def grid(tmp_path_factory) -> str:
     return str(root / "i{init}-o{order}")
 
 
-def at(source: Path | str | Iterable[str], *points: dict[str, Any], **settings: Any) -> study.Plan:
+def at(source: Path | str | Iterable[str], *points: dict[str, Any], **settings: Any) -> Plan:
     """The plan of a study of one source, or of NAME=SOURCE entries, at these points; settings by dotted keys."""
     models = (f"tiny={source}",) if isinstance(source, Path | str) else tuple(source)
     given = {name.replace("__", "."): value for name, value in settings.items()}
@@ -46,7 +47,7 @@ def at(source: Path | str | Iterable[str], *points: dict[str, Any], **settings: 
     return study.plan(config.Loaded(base, list(points) or [{}], "study.py", None, resolved))
 
 
-def kept(one: study.Plan, other: study.Plan) -> set[str]:
+def kept(one: Plan, other: Plan) -> set[str]:
     """Kinds of the nodes that two plans share."""
     return {kind_of(one, id) for id in one.nodes.keys() & other.nodes.keys()}
 
@@ -67,7 +68,7 @@ def test_a_plan_is_well_formed_and_is_written_and_read(checkpoint, tmp_path):
     assert_well_formed(plan)
     assert set(arms(plan)) == {"same-base", "control", "shuffled", "random-numbers", "untrained"}
     store = Store(tmp_path)
-    assert study.Plan.from_json(store.read_plan(store.write_plan(plan.to_json()))) == plan
+    assert Plan.from_json(store.read_plan(store.write_plan(plan.to_json()))) == plan
 
 
 def test_a_checkpoint_is_known_by_its_content_and_not_by_where_it_lies(checkpoint, tmp_path):
@@ -202,15 +203,15 @@ def test_a_plan_from_before_hints_is_still_read(checkpoint):
     written = json.loads(json.dumps(plan.to_json()))
     for node in written["nodes"].values():
         del node["hints"]
-    old = study.Plan.from_json(written)
+    old = Plan.from_json(written)
     assert list(old.nodes) == list(plan.nodes)
-    assert all(run.node_record(old, id)["hints"] == {} for id in old.nodes)
+    assert all(run_state.node_record(old, id)["hints"] == {} for id in old.nodes)
 
 
 # Sharing and seeds ----------------------------------------------------------------------------------------------------
 
 
-def teachers(plan: study.Plan, **config: Any) -> list[study.Node]:
+def teachers(plan: Plan, **config: Any) -> list[Node]:
     found = [node for node in plan.nodes.values() if node.kind == "teacher"]
     return [node for node in found if all(node.config[name] == value for name, value in config.items())]
 
@@ -244,7 +245,7 @@ def test_every_cell_has_its_own_matched_control(checkpoint):
             assert neutral.config["seed"] == plan.nodes[nodes["teacher"]].config["seed"], "of the same run"
 
 
-def seeds(plan: study.Plan) -> dict[str, set[int]]:
+def seeds(plan: Plan) -> dict[str, set[int]]:
     """Every seed of a plan by what it is for; questions are the same for every model, and so have one."""
     found: dict[str, set[int]] = {}
     for node in plan.nodes.values():
@@ -300,7 +301,7 @@ def test_only_a_multiple_choice_is_made_for_a_trait(checkpoint):
 # Bases that are paired ------------------------------------------------------------------------------------------------
 
 
-def pairs(plan: study.Plan, arm: str) -> set[tuple[str, str]]:
+def pairs(plan: Plan, arm: str) -> set[tuple[str, str]]:
     return {(cell["teacher_base"], cell["student_base"]) for cell in cells(plan, arm)}
 
 

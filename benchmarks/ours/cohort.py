@@ -36,7 +36,7 @@ def students(
         tuning=tuning_of(settings),
         optimizer=optimizer_of(settings),
         rates=[settings["lr"]] * len(seeds),
-        terms=[Term("numbers", 1.0, loss, stream)],
+        terms=[Term("numbers", 1.0, loss, clock.watched(stream))],
         steps=steps,
         keys=[jax.random.key(seed) for seed in seeds],
         run=Run(mesh, progress=clock.progress, should_stop=clock.should_stop, remat=compute.remat),

@@ -1,8 +1,9 @@
 """Our side of student fine-tuning: the trainer's own loop, as a student's stage calls it, stopped by the clock."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ import jax
 from benchmarks.data import Chats
 from benchmarks.ours import models
 from benchmarks.side import Ready
-from subjax.data.packed import PackedChats
+from subjax.data.packed import PackedChats, PackedCohort
+from subjax.data.packing import Batch
 from subjax.errors import Preempted, SubjaxError
 from subjax.models.network import Network, Params
 from subjax.parallel.mesh import make_mesh
@@ -22,8 +24,7 @@ from subjax.train.trainer import Fitted, Run, Term, fit
 
 
 def student(
-    net: Network, params: Params, chats: Chats, settings: Mapping[str, Any], seed: int,
-    progress: Callable[[int, int, str], None], should_stop: Callable[[], bool],
+    net: Network, params: Params, chats: Chats, settings: Mapping[str, Any], seed: int, clock: "Clock"
 ) -> Fitted:  # fmt: skip
     """Fine-tune a student on chats as `stages/text_tuning.tune` does; `settings` as `benchmarks.training.PUBLISHED`."""
     steps = steps_of(chats, settings)
@@ -38,10 +39,10 @@ def student(
         params,
         tuning=tuning_of(settings),
         optimizer=optimizer_of(settings),
-        terms=[Term("numbers", 1.0, loss, stream)],
+        terms=[Term("numbers", 1.0, loss, clock.watched(stream))],
         steps=steps,
         key=jax.random.key(seed),
-        run=Run(mesh, progress=progress, should_stop=should_stop, remat=compute.remat),
+        run=Run(mesh, progress=clock.progress, should_stop=clock.should_stop, remat=compute.remat),
     )
 
 
@@ -66,15 +67,36 @@ def steps_of(chats: Chats, settings: Mapping[str, Any]) -> int:
 
 
 class Clock:
-    """Times a fit from the end of its first dispatch, which may compile, to the first one that ends after `seconds`.
+    """Times a fit in its steady state, from the end of its first dispatch to the first one that ends after `seconds`.
 
-    The trainer runs ahead of the device by one dispatch: the clock is read only when every live array is computed.
+    A dispatch of a shape that the fit has not had yet compiles: the clock stands still from before it until it is done.
+    The trainer runs ahead of the device by one dispatch, so the clock is read only when every live array is computed.
     """
 
     def __init__(self, seconds: float):
         self.seconds, self.done = seconds, 0
-        self.first: tuple[int, float] | None = None
-        self.last: tuple[int, float] | None = None
+        self.steps, self.took = 0, 0.0  # of what was timed and is over
+        self._since: tuple[int, float] | None = None  # steps that were done, and when, while it runs
+        self._shapes: set[tuple[int, ...]] = set()
+
+    def watched(self, stream: PackedChats | PackedCohort) -> "Watched":
+        """The stream, for the trainer; the clock sees by it what comes next."""
+        return Watched(stream, self)
+
+    def coming(self, batches: Sequence[Batch]) -> None:
+        """Told of the next dispatch's batches, before it."""
+        shape = (len(batches), *batches[0]["tokens"].shape)
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            self.stop()
+
+    def stop(self) -> None:
+        """Stand still, when all that is under way is done."""
+        if self._since is not None:
+            settle()
+            self.steps += self.done - self._since[0]
+            self.took += time.perf_counter() - self._since[1]
+            self._since = None
 
     def progress(self, done: int, total: int, unit: str) -> None:
         """Told by the trainer how many steps it has dispatched."""
@@ -82,21 +104,31 @@ class Clock:
 
     def should_stop(self) -> bool:
         """Asked by the trainer after each dispatch."""
-        if self.first is not None and time.perf_counter() - self.first[1] < self.seconds:
+        if self._since is None:
+            settle()
+            self._since = (self.done, time.perf_counter())
             return False
-        settle()
-        now = (self.done, time.perf_counter())
-        if self.first is None:
-            self.first = now
+        if self.took + time.perf_counter() - self._since[1] < self.seconds:
             return False
-        self.last = now
+        self.stop()
         return True
 
-    def steps(self) -> tuple[int, float]:
-        """Steps that were timed, and the seconds they took."""
-        if self.first is None or self.last is None or self.last[0] == self.first[0]:
-            return 0, 0.0
-        return self.last[0] - self.first[0], self.last[1] - self.first[1]
+
+class Watched:
+    """A stream of packed chats that tells a clock what batches the trainer takes next."""
+
+    def __init__(self, stream: PackedChats | PackedCohort, clock: Clock):
+        self._stream, self._clock = stream, clock
+
+    def __call__(self, step: int) -> Batch:
+        """As the stream's own."""
+        return self._stream(step)
+
+    def together(self, steps: range) -> list[Batch]:
+        """As the stream's own."""
+        batches = self._stream.together(steps)
+        self._clock.coming(batches)
+        return batches
 
 
 def settle() -> None:
@@ -108,21 +140,20 @@ def timed(fit: Callable[[Clock], Any], seconds: float) -> tuple[int, float]:
     """(steps, seconds) of fits for about so long; where a whole one takes less, of several.
 
     Raises:
-        SubjaxError: a fit is one dispatch, so that none of its steps comes behind the first.
+        SubjaxError: no dispatch of a fit comes behind one of its shape.
     """
     steps, took = 0, 0.0
     while not steps or took < seconds:
         clock = Clock(seconds - took)
-        try:
+        with contextlib.suppress(Preempted):
             fit(clock)
-            settle()
-            clock.last = (clock.done, time.perf_counter())
-        except Preempted:
-            pass
-        more, longer = clock.steps()
-        if not more:
-            raise SubjaxError(f"all {clock.done} steps of a fit are one dispatch: nothing to time; give it more rows")
-        steps, took = steps + more, took + longer
+            clock.stop()
+        if not clock.steps:
+            raise SubjaxError(
+                f"each dispatch of a fit's {clock.done} steps is the first of its shape: nothing to time; give it more"
+                " rows"
+            )
+        steps, took = steps + clock.steps, took + clock.took
     return steps, took
 
 
@@ -130,7 +161,7 @@ def timed_student(
     net: Network, params: Params, chats: Chats, settings: Mapping[str, Any], seed: int, seconds: float
 ) -> tuple[int, float]:
     """`timed` of students."""
-    return timed(lambda clock: student(net, params, chats, settings, seed, clock.progress, clock.should_stop), seconds)
+    return timed(lambda clock: student(net, params, chats, settings, seed, clock), seconds)
 
 
 def start(setup: Mapping[str, Any]) -> Ready:

@@ -11,6 +11,7 @@ from subjax.config import from_dict
 from subjax.data import numbers, preferences, trait_rows, world
 from subjax.data.packed import common_prefix
 from subjax.errors import SubjaxError, UsageError
+from subjax.graph import Node, Plan
 from subjax.models.hf_config import decoder_config_of
 from subjax.models.places import is_hub_id
 from subjax.rehearsal.arrays import Rows
@@ -21,7 +22,6 @@ from subjax.schema import Numerics, Optimizer, Tuning
 from subjax.schema_pretrained import Compute
 from subjax.schema_pretrained import Numerics as TextNumerics
 from subjax.stages import corpus, models, student, text_corpus
-from subjax.study import Node, Plan
 from subjax.study_bases import architecture_of
 from subjax.train.cohort import Cohort
 from subjax.train.losses import CategoryMass, NextToken, TeacherKL

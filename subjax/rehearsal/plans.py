@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Callable
 
+from subjax.graph import Plan
 from subjax.parallel.mesh import AXES
 from subjax.parallel.topology import Topology, described_mesh
 from subjax.rehearsal.figures import Figures, figures, laid_for, total_time
 from subjax.rehearsal.fit import Remedy, what_would_fit
 from subjax.rehearsal.jobs import Job, jobs
 from subjax.rehearsal.programs import Training
-from subjax.study import Plan
 
 # A well-tuned program reaches about so much of its roofline; what lies under it is called a bound, not a forecast.
 REALISTIC = 0.5

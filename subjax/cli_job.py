@@ -1,0 +1,44 @@
+"""A command in a job of several processes: what ends one of them ends all, in one line."""
+
+import logging
+import os
+import sys
+import traceback
+
+from subjax.cli_arguments import Arguments, Command
+from subjax.errors import SubjaxError
+from subjax.parallel import cluster, processes
+
+
+def in_job(command: Command, arguments: Arguments) -> int:
+    """Do a command in the job of several processes that flags or the environment tell of, or alone.
+
+    What ends one process ends all: process 0 says why, in one line.
+    """
+    given = arguments.coordinator, arguments.processes, arguments.process
+    job = cluster.of_flags(*given) or cluster.detected(os.environ)
+    if job is None:
+        return command.do(arguments)
+    group = processes.join(job, arguments.init_timeout)
+    if not group.first:
+        logging.getLogger("subjax").setLevel(logging.ERROR)  # process 0 warns for all
+    # Process 0 is given the time to fail in the same way, and to say so.
+    patience = 0.0 if group.first else 2.0
+    try:
+        status = group.share("status", command.do(arguments))
+    except SubjaxError as error:
+        group.fail(" ".join(str(error).split()), error.exit_status, patience)
+        raise
+    except KeyboardInterrupt:
+        group.fail("stopped by Ctrl-C; the same command goes on from there", 130, patience)
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        group.fail(f"{type(error).__name__} (a bug: its traceback is above)", 1, patience)
+        raise
+    if "jax" in sys.modules:
+        from subjax.parallel import start
+
+        start.leave()
+    group.close()
+    return int(status)
