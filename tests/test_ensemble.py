@@ -32,7 +32,7 @@ SMALL = schema.Images(
 )  # fmt: skip
 # Mean losses over members of the first teacher step and the last student step. If you changed what an ensemble computes
 # and meant to, raise VERSIONS["ensemble"] and put the new values here; if you did not mean to, look for the cause.
-GOLDEN = {"teacher": 2.454808, "student": 6.3142e-4}
+GOLDEN = {"teacher": 2.405459, "student": 6.5726e-4}
 
 
 def patterns(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

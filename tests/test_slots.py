@@ -17,7 +17,7 @@ from subjax.models.families import decoder_config
 from subjax.models.network import Network, network
 from subjax.parallel.mesh import make_mesh
 from subjax.sample import sampler
-from subjax.sample.noise import gumbel
+from subjax.sample.noise import gumbel, uniform
 from subjax.sample.sampler import Drawn, Sampling, draw, sample
 from subjax.sample.slots import programs
 from subjax.schema import Numerics
@@ -227,12 +227,16 @@ def test_noise_is_that_of_jax_bit_for_bit(size):
     np.testing.assert_array_equal(jax.jit(gumbel, static_argnums=2)(keys, index, size), jax.jit(usual)(keys, index))
     one = jnp.full(6, 5)
     np.testing.assert_array_equal(gumbel(keys, jnp.int32(5), size), gumbel(keys, one, size))
+    even = jax.vmap(lambda key: jax.random.uniform(key, (size,), minval=-1.0, maxval=1.0))
+    np.testing.assert_array_equal(jax.jit(lambda k: uniform(k, size, -1.0, 1.0))(keys), jax.jit(even)(keys))
 
 
 def test_other_kinds_of_keys_give_their_own_noise():
     keys = jax.random.split(jax.random.key(9, impl="rbg"), 3)
     expected = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, 4), (50,)))(keys)
     np.testing.assert_array_equal(gumbel(keys, jnp.int32(4), 50), expected)
+    expected = jax.vmap(lambda key: jax.random.uniform(key, (50,), minval=-1.0, maxval=2.0))(keys)
+    np.testing.assert_array_equal(uniform(keys, 50, -1.0, 2.0), expected)
 
 
 @every_network

@@ -1,7 +1,7 @@
-"""Gumbel noise as `jax.random.gumbel` makes it, bit for bit, in one pass over the vocabulary.
+"""Uniform and Gumbel noise as `jax.random` makes it, bit for bit, in one pass over what is drawn.
 
-On CPU JAX's own threefry runs its rounds as a loop, with an array of the vocabulary's size written and read in each:
-for 64 rows of 49,152 tokens it took a fifth of a decoding step. Written out the rounds fuse with what follows.
+On CPU JAX's own threefry runs its rounds as a loop, with an array of what is drawn written and read in each: Gumbel
+noise for 64 rows of 49,152 tokens took a fifth of a decoding step. Written out the rounds fuse with what follows.
 """
 
 import jax
@@ -15,16 +15,33 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 def gumbel(keys: Array, index: Int[Array, "..."], size: int) -> Float[Array, "batch size"]:
     """For each key jax.random.gumbel(fold_in(key, index), (size,)); `index` is one for all keys, or one for each."""
     folded = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(index, keys.shape))
-    partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
-    if str(jax.random.key_impl(keys)) != "threefry2x32" or not partitionable:
+    if not _ours(keys):
         return jax.vmap(lambda key: jax.random.gumbel(key, (size,)))(folded)
-    words = jax.random.key_data(folded)
+    # Never 0, of which there is no logarithm.
+    return -jnp.log(-jnp.log(jnp.maximum(_unit(folded, size), np.finfo(np.float32).tiny)))
+
+
+def uniform(keys: Array, size: int, low: float, high: float) -> Float[Array, "batch size"]:
+    """For each key jax.random.uniform(key, (size,), minval=low, maxval=high)."""
+    if not _ours(keys):
+        return jax.vmap(lambda key: jax.random.uniform(key, (size,), minval=low, maxval=high))(keys)
+    least, most = np.float32(low), np.float32(high)
+    return jnp.maximum(least, _unit(keys, size) * (most - least) + least)
+
+
+def _ours(keys: Array) -> bool:
+    """Whether bits are drawn from these keys in the one way that is written out here; it is JAX's default."""
+    partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    return str(jax.random.key_impl(keys)) == "threefry2x32" and bool(partitionable)
+
+
+def _unit(keys: Array, size: int) -> Float[Array, "batch size"]:
+    """Floats in [0, 1): a float in [1, 2) by its mantissa, less 1."""
+    words = jax.random.key_data(keys)
     places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.uint32), (len(words), size))
     first, second = _threefry(words[:, :1], words[:, 1:], jnp.zeros_like(places), places)
     bits = first ^ second
-    # A float in [1, 2) by its mantissa, less 1; and never 0, of which there is no logarithm.
-    unit = jax.lax.bitcast_convert_type((bits >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32) - 1.0
-    return -jnp.log(-jnp.log(jnp.maximum(unit, np.finfo(np.float32).tiny)))
+    return jax.lax.bitcast_convert_type((bits >> np.uint32(9)) | np.uint32(0x3F800000), jnp.float32) - 1.0
 
 
 def _threefry(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Raised when what a kind's stage computes changes: it is part of a node's identity.
-VERSIONS = {"base": 2, "teacher": 2, "corpus": 2, "student": 2, "evaluation": 2, "ensemble": 2}
+VERSIONS = {"base": 2, "teacher": 2, "corpus": 2, "student": 2, "evaluation": 2, "ensemble": 3}
 # The stages of pretrained studies are files of their own: a change there must not make the others' nodes anew.
 TEXT_VERSIONS = {"base": 2, "teacher": 2, "corpus": 3, "student": 2, "evaluation": 3}
 

@@ -29,12 +29,14 @@ from jaxtyping import Array, Float, Int
 from subjax.config import from_dict
 from subjax.cpu import visible_cores
 from subjax.data import images
+from subjax.data.addressing import generator
 from subjax.data.images import CLASSES
 from subjax.errors import SubjaxError, UsageError
 from subjax.models.mlp import Params, Perceptron, perceptron
 from subjax.parallel.mesh import make_mesh, put, replicated
 from subjax.parallel.processes import group
 from subjax.parallel.rules import TRAIN
+from subjax.sample.noise import uniform
 from subjax.schema import Images
 from subjax.stages import VERSIONS
 from subjax.stages.blocks import Watch, side_by_side
@@ -69,15 +71,13 @@ class Outcome:
 
 
 def _key(seed: Int[Array, ""], role: str, index: Int[Array, ""] | int = 0) -> jax.Array:
-    """The key of a role ("init", "order of images", …) of a member's seed."""
+    """The key of a role ("init", "noise", …) of a member's seed."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(role.encode())), index)
 
 
 def noise(seed: Int[Array, ""], rows: Int[Array, " batch"], pixels: int) -> Float[Array, "batch pixels"]:
     """Noise images of a seed, uniform in [-1, 1]. Each is drawn from its own row number, so none need be kept."""
-    base = _key(seed, "noise")
-    draw = lambda row: jax.random.uniform(jax.random.fold_in(base, row), (pixels,), minval=-1.0, maxval=1.0)  # noqa: E731
-    return jax.vmap(draw)(rows)
+    return uniform(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(_key(seed, "noise"), rows), pixels, -1.0, 1.0)
 
 
 def _pages(rows: Int[Array, " rows"], batch: int) -> tuple[Int[Array, "steps batch"], Float[Array, "steps batch"]]:
@@ -133,14 +133,11 @@ def _common(net: Perceptron, batch: int, mesh: Mesh) -> tuple[Callable, Callable
         params = net.init(_key(seed, "init"))
         return State(params, optax.adam(0.0).init(params))  # the moments; no rate is in them
 
-    def teach(
-        state: State, seed: Array, epoch: Array, lr: Array, pictures: Array, labels: Array
-    ) -> tuple[State, Array]:
+    def teach(state: State, rows: Array, lr: Array, pictures: Array, labels: Array) -> tuple[State, Array]:
         def loss(params: Params, rows: Array) -> Array:
             logits = net.forward(params, pictures[rows])[:, :CLASSES]
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
 
-        rows = jax.random.permutation(_key(seed, "order of images", epoch), len(labels))
         return _epoch(state, rows, batch, lr, loss)
 
     def correct(params: Params, pictures: Array, labels: Array) -> Array:
@@ -151,7 +148,7 @@ def _common(net: Perceptron, batch: int, mesh: Mesh) -> tuple[Callable, Callable
         pages = _pages(jnp.arange(len(labels)), min(_TEST_BATCH, len(labels)))
         return jax.lax.scan(count, jnp.zeros(()), pages)[0]
 
-    return _jit(start, mesh, 1, 0), _jit(teach, mesh, 2, 4, donate=True), _jit(correct, mesh, 1, 2)
+    return _jit(start, mesh, 1, 0), _jit(teach, mesh, 2, 3, donate=True), _jit(correct, mesh, 1, 2)
 
 
 @functools.lru_cache(maxsize=32)
@@ -168,7 +165,7 @@ def _students(
         found = jax.lax.map(answer, _pages(jnp.arange(noise_rows), min(batch, noise_rows))[0])
         return seen, found.reshape(-1, found.shape[-1])[:noise_rows]
 
-    def follow(state: State, seed: Array, seen: Array, wanted: Array, epoch: Array, lr: Array) -> tuple[State, Array]:
+    def follow(state: State, rows: Array, seen: Array, wanted: Array, lr: Array) -> tuple[State, Array]:
         def loss(params: Params, rows: Array) -> Array:
             answer = net.forward(params, seen[rows])[:, first:]
             if distance == "squared-error":
@@ -176,10 +173,9 @@ def _students(
             p = jax.nn.log_softmax(wanted[rows])
             return (jnp.exp(p) * (p - jax.nn.log_softmax(answer))).sum(-1)
 
-        rows = jax.random.permutation(_key(seed, "order of noise", epoch), noise_rows)
         return _epoch(state, rows, batch, lr, loss)
 
-    return _jit(targets, mesh, 2, 0), _jit(follow, mesh, 4, 2, donate=True)
+    return _jit(targets, mesh, 2, 0), _jit(follow, mesh, 4, 1, donate=True)
 
 
 # The stage
@@ -268,11 +264,15 @@ def _block(
     own_seeds, teacher_seeds = (put(each, member_sharding(mesh)) for each in both)
     curves: dict[str, np.ndarray] = {}
 
-    def run(role: str, state: State, epochs: int, advance: Callable[[State, Array], tuple[State, Array]]) -> State:
+    def order(seeds: np.ndarray, of: str, rows: int, epoch: int) -> Array:
+        drawn = [generator(int(seed), f"order of {of}", epoch).permutation(rows) for seed in seeds]
+        return put(np.stack(drawn).astype(np.int32), member_sharding(mesh))
+
+    def run(role: str, state: State, epochs: int, advance: Callable[[State, int], tuple[State, Array]]) -> State:
         curve = []
         for epoch in range(epochs):
             watch.before()
-            state, losses = advance(state, jnp.uint32(epoch))
+            state, losses = advance(state, epoch)
             curve.append(_settle(role, losses, seeds, epoch, settings.lr))
             watch.after()
         curves[role] = np.stack(curve, 1)
@@ -281,11 +281,11 @@ def _block(
     def accuracy(params: Params) -> np.ndarray:
         return np.asarray(correct(params, *test)).astype(np.float64) / len(test[1])
 
-    teach_more = lambda s, e: teach(s, teacher_seeds, e, lr, *real)  # noqa: E731
+    teach_more = lambda s, e: teach(s, order(both[1], "images", len(real[1]), e), lr, *real)  # noqa: E731
     teacher = run("teacher", start(teacher_seeds), settings.teacher_epochs, teach_more)
     student, (seen, wanted) = start(own_seeds), targets(teacher.params, own_seeds)
     readings = {"teacher": accuracy(teacher.params), "untrained": accuracy(student.params)}
-    follow_more = lambda s, e: follow(s, own_seeds, seen, wanted, e, lr)  # noqa: E731
+    follow_more = lambda s, e: follow(s, order(both[0], "noise", settings.noise_rows, e), seen, wanted, lr)  # noqa: E731
     student = run("student", student, settings.student_epochs, follow_more)
     readings["student"] = accuracy(student.params)
     return readings, curves
