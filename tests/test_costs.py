@@ -131,7 +131,7 @@ def test_sampling_as_xla_counts_it():
     prefill = lambda params, tokens, valid: cached.prefill(net, params, tokens, valid)  # noqa: E731
     ours = sum(costs.prefill(config, ROWS, LENGTH).values())
     assert counted(prefill, net.abstract(), *TOKENS) == pytest.approx(ours, rel=0.02)
-    cache = jax.eval_shape(lambda: cached.empty(net, ROWS, LENGTH + 8, "float32"))
+    cache = jax.eval_shape(lambda: cached.empty(net, ROWS, LENGTH, 8, "float32"))
     token = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
     step = lambda params, token, cache: cached.step(net, params, token, cache)  # noqa: E731
     ours = sum(costs.decode(config, ROWS, LENGTH + 8).values())

@@ -30,7 +30,7 @@ from subjax.rehearsal.programs import Sampling, Spec, Training
 from subjax.sample import sampler
 from subjax.schema import Numerics, Optimizer, Tuning
 from subjax.schema_pretrained import Compute
-from subjax.train import cross_entropy
+from subjax.train import step
 
 TABLE = Path(__file__).parent / "golden" / "topologies.json"
 CASES = {
@@ -80,7 +80,8 @@ def computed(case: str) -> dict[str, Any]:
     )
     placed = shardings(rules, mesh, declared)
     table = {n: [str(s.spec), list(s.shard_shape(declared[n][0]))] for n, s in placed.items()}
-    with mock.patch.object(cross_entropy, "CHUNK", 1024 * LENGTH // 4):  # two chunks, of sixteen targets each
+    two_chunks = 1024 * LENGTH // 4  # of sixteen targets each
+    with mock.patch.object(step, "logits_at_a_time", return_value=two_chunks):
         found = figures(spec_of(case), topology, mesh)
     collectives = {one.name: {k: list(v) for k, v in one.kinds.items()} for one in found}
     return {"compiler": compiler_version(topology), "shardings": table, "collectives": collectives}

@@ -63,24 +63,28 @@ def _full(name: str):
     return jax.jit(network(CONFIGS[name]).forward, static_argnames="tail")
 
 
-def _begun(net, params, tokens, valid, columns, adapter=None):
-    """Logits behind prompts, and a cache that holds them."""
+def _begun(net, params, tokens, valid, columns, adapter=None, apart=False):
+    """Logits behind prompts, and a cache that holds them, with `columns` in all."""
     logits, kv = cached.prefill(net, params, tokens, valid, adapter=adapter)
-    rows = len(tokens)
-    empty = cached.empty(net, rows, columns, "float32")
+    rows, prompt = tokens.shape
+    empty = cached.empty(net, rows, prompt, columns - prompt, "float32", apart)
     return logits, cached.place(empty, kv, valid.sum(1), jnp.arange(rows))
 
 
 @functools.cache
-def _cached(name: str):
-    """Logits from position PROMPT - 1 on, by prefilling the prompt and then feeding one token at a time."""
+def _cached(name: str, apart: bool = False):
+    """Logits from position PROMPT - 1 on, by prefilling the prompt and then feeding one token at a time.
+
+    `apart`: with each layer in arrays of its own.
+    """
     net = network(CONFIGS[name])
 
     def run(params, tokens, valid, adapter=None):
-        first, cache = _begun(net, params, tokens[:, :PROMPT], valid[:, :PROMPT], LENGTH, adapter)
+        first, cache = _begun(net, params, tokens[:, :PROMPT], valid[:, :PROMPT], LENGTH, adapter, apart)
+        layers = cached.set_apart(net, params) if apart else params
 
         def feed(cache, slot):
-            logits, cache = cached.step(net, params, tokens[:, slot], cache, adapter=adapter)
+            logits, cache = cached.step(net, layers, tokens[:, slot], cache, adapter=adapter)
             return cache, logits
 
         _, rest = jax.lax.scan(feed, cache, jnp.arange(PROMPT, LENGTH))
@@ -120,7 +124,7 @@ def test_decoding_with_a_cache_agrees_with_the_full_forward_pass_after_lora(name
     merged = adapters.merge(network(CONFIGS[name]), LORA, _adapter(name)[0], params)
     plain, full = _full(name)(params, *rows), _full(name)(merged, *rows)
     assert np.abs(full - plain).max() > 0.1 * np.abs(plain).max()  # the adapter does something
-    _assert_close(_cached(name)(merged, *rows), full[:, PROMPT - 1 :], 5e-6)
+    _assert_close(_cached(name, apart=True)(merged, *rows), full[:, PROMPT - 1 :], 5e-6)
 
 
 @pytest.mark.slow
@@ -128,7 +132,8 @@ def test_decoding_with_a_cache_agrees_with_the_full_forward_pass_after_lora(name
 def test_decoding_with_a_cache_agrees_with_the_full_forward_pass_beside_an_adapter(name):
     params, rows, adapter = _params(name), _rows(), _adapter(name)[1]
     full = _full(name)(params, *rows, adapter=adapter)
-    _assert_close(_cached(name)(params, *rows, adapter=adapter), full[:, PROMPT - 1 :], 5e-6)
+    for apart in (False, True):
+        _assert_close(_cached(name, apart)(params, *rows, adapter=adapter), full[:, PROMPT - 1 :], 5e-6)
     tail = _full(name)(params, *rows, adapter=adapter, tail=3)
     _assert_close(tail, full[:, -3:], 2e-6)
 

@@ -23,7 +23,7 @@ from subjax.models.packed import Packing
 from subjax.parallel.mesh import make_mesh
 from subjax.schema import Optimizer, Tuning
 from subjax.train import trainer
-from subjax.train.cross_entropy import CHUNK, Head, chunk_of, cross_entropy
+from subjax.train.cross_entropy import CPU_CHUNK, Head, chunk_of, cross_entropy, logits_at_a_time
 from subjax.train.losses import NextToken, PackedNextToken
 from subjax.train.step import Bound
 from subjax.train.trainer import Term
@@ -186,8 +186,7 @@ def test_a_chat_longer_than_the_context_is_told():
 
 @pytest.mark.parametrize("cap", [0.0, 3.0])
 @pytest.mark.parametrize("chunk", [1, 16 * 61, 10**9])
-def test_chunked_cross_entropy_is_the_plain_one(cap, chunk, monkeypatch):
-    monkeypatch.setattr("subjax.train.cross_entropy.CHUNK", chunk)
+def test_chunked_cross_entropy_is_the_plain_one(cap, chunk):
     draw = np.random.default_rng(0)
     states, matrix = draw.normal(size=(2, 37, 8)).astype(np.float32), draw.normal(size=(61, 8)).astype(np.float32)
     targets, weights = draw.integers(0, 61, (2, 37)), draw.random((2, 37)).astype(np.float32)
@@ -198,7 +197,8 @@ def test_chunked_cross_entropy_is_the_plain_one(cap, chunk, monkeypatch):
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
         return -(weights * picked).sum()
 
-    ours = lambda states, matrix: 2.5 * cross_entropy(states, matrix, targets, weights, Head(cap, "highest"))  # noqa: E731
+    head = Head(cap, "highest", chunk=chunk)
+    ours = lambda states, matrix: 2.5 * cross_entropy(states, matrix, targets, weights, head)  # noqa: E731
     assert float(ours(states, matrix)) == pytest.approx(2.5 * float(plain(states, matrix)), rel=1e-6)
     for index in (0, 1):
         got = jax.jit(jax.grad(ours, index))(states, matrix)
@@ -208,7 +208,14 @@ def test_chunked_cross_entropy_is_the_plain_one(cap, chunk, monkeypatch):
 @pytest.mark.parametrize(("tokens", "chunk"), [(100, 100), (160, 160), (170, 96), (184, 96), (500, 128)])
 def test_chunks_are_of_one_size_with_little_padding(tokens, chunk):
     assert chunk_of(49_152, tokens) == chunk
-    assert 49_152 * chunk <= CHUNK
+    assert 49_152 * chunk <= CPU_CHUNK
+
+
+def test_devices_with_memory_of_their_own_hold_more_logits_which_a_cohort_shares():
+    assert logits_at_a_time("cpu", 16) == CPU_CHUNK
+    assert logits_at_a_time("tpu") == logits_at_a_time("gpu") == 16 * CPU_CHUNK
+    assert logits_at_a_time("gpu", 4) == 4 * CPU_CHUNK
+    assert logits_at_a_time("gpu", 1000) == CPU_CHUNK
 
 
 def test_a_large_vocabularys_logits_are_never_whole():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from subjax.parallel.mesh import make_mesh
 from subjax.sample import sampler
 from subjax.sample.noise import gumbel, uniform
 from subjax.sample.sampler import Drawn, Sampling, draw, sample
-from subjax.sample.slots import programs
+from subjax.sample.slots import apart, programs
 from subjax.schema import Numerics
 
 VOCAB, PROMPT, COMPLETION, END, PAD, ROWS = 24, 32, 12, 1, 0, 40
@@ -147,6 +148,25 @@ def test_a_row_that_is_longer_than_all_others_does_not_hold_them_up_nor_is_cut()
     assert_same(drawn, alone)
 
 
+@every_network
+def test_layers_in_a_stack_and_apart_draw_the_same_rows(kind, monkeypatch):
+    """In a stack, as on a TPU; the other tests here have them apart, as on a CPU."""
+    monkeypatch.setattr(sampler, "apart", lambda *_: False)
+    assert_same(in_slots(kind, SAMPLING, 8), plainly(kind, SAMPLING))
+
+
+@pytest.mark.parametrize(
+    ("platform", "weights", "memory", "expected"),
+    [
+        ("cpu", 10**12, None, True), ("tpu", 1, 10**11, False), ("gpu", 16 * 10**9, 78 * 10**9, True),
+        ("gpu", 54 * 10**9, 78 * 10**9, False),
+    ],
+)  # fmt: skip
+def test_layers_stand_apart_where_a_stack_is_copied_and_there_is_room(platform, weights, memory, expected):
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+    assert apart(mesh, weights, memory) is expected
+
+
 @settings(deadline=None, max_examples=5)
 @given(st.sampled_from((3, 8)), st.integers(0, ROWS))
 def test_rows_are_the_same_from_two_blocks(batch, cut):
@@ -248,7 +268,7 @@ def test_a_prefix_and_a_ring_that_goes_round_agree_with_the_forward_pass(kind):
     begin = rng.integers(2, VOCAB, 9)
     prefix = cached.prefix_of(net, params, jnp.asarray(np.resize(begin, 12)), jnp.int32(9))
     step, forward = jax.jit(lambda *a: cached.step(net, params, *a, prefix=prefix)), jax.jit(net.forward)
-    cache = cached.empty(net, 2, 11, "float32")
+    cache = cached.empty(net, 2, 5, 6, "float32")
     for turn in range(3):
         own = rng.integers(2, VOCAB, 5)
         logits, kv = cached.prefill(net, params, own[None], np.ones((1, 5), bool), prefix=prefix)
@@ -274,7 +294,7 @@ def test_a_prefix_is_rounded_to_the_caches_dtype_as_a_rows_own_part_is():
         prefix = cached.prefix_of(net, params, row[:shared], shared) if shared else None
         own = row[None, shared:14]
         _, kv = cached.prefill(net, params, own, jnp.ones(own.shape, bool), prefix=prefix)
-        cache = cached.place(cached.empty(net, 1, 16, dtype), kv, jnp.array([14 - shared]), jnp.array([0]))
+        cache = cached.place(cached.empty(net, 1, 14, 2, dtype), kv, jnp.array([14 - shared]), jnp.array([0]))
         return np.asarray(cached.step(net, params, row[14:], cache, prefix=prefix)[0])
 
     plain, rounded = behind(0, "float32"), behind(0, "bfloat16")

@@ -11,9 +11,9 @@ from benchmarks.ours.training import Clock, lengths_of, optimizer_of, steps_of, 
 from benchmarks.side import Ready
 from subjax.data.packed import PackedCohort
 from subjax.models.network import Network, Params
-from subjax.parallel.mesh import make_mesh
+from subjax.parallel.mesh import make_mesh, memory_of
 from subjax.schema_pretrained import Compute
-from subjax.stages.text_tuning import layout, limit_of
+from subjax.stages.text_tuning import layout
 from subjax.train.cohort import Cohort, Dropped, fit_cohort
 from subjax.train.losses import PackedNextToken
 from subjax.train.trainer import Fitted, Run, Term
@@ -25,7 +25,7 @@ def students(
     """Fine-tune a cohort, a student a seed, as `stages/text_tuning.tune_together` does."""
     steps, mesh, compute = steps_of(chats, settings), make_mesh(), Compute()
     packed = layout(
-        net.config, compute, mesh.shape, limit_of(mesh), lengths_of(chats), batch=settings["batch"], steps=steps,
+        net.config, compute, mesh.shape, memory_of(mesh), lengths_of(chats), batch=settings["batch"], steps=steps,
         members=len(seeds),
     )  # fmt: skip
     stream = PackedCohort([{"chats": chats, "seed": seed} for seed in seeds], **packed)

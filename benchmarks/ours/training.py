@@ -15,10 +15,10 @@ from subjax.data.packed import PackedChats, PackedCohort
 from subjax.data.packing import Batch
 from subjax.errors import Preempted, SubjaxError
 from subjax.models.network import Network, Params
-from subjax.parallel.mesh import make_mesh
+from subjax.parallel.mesh import make_mesh, memory_of
 from subjax.schema import Optimizer, Tuning
 from subjax.schema_pretrained import Compute
-from subjax.stages.text_tuning import layout, limit_of
+from subjax.stages.text_tuning import layout
 from subjax.train.losses import PackedNextToken
 from subjax.train.trainer import Fitted, Run, Term, fit
 
@@ -30,7 +30,7 @@ def student(
     steps = steps_of(chats, settings)
     mesh, compute = make_mesh(), Compute()
     packed = layout(
-        net.config, compute, mesh.shape, limit_of(mesh), lengths_of(chats), batch=settings["batch"], steps=steps
+        net.config, compute, mesh.shape, memory_of(mesh), lengths_of(chats), batch=settings["batch"], steps=steps
     )
     stream = PackedChats(chats, seed=seed, **packed)
     loss = PackedNextToken(stream.layout.prefix, stream.layout.lines)

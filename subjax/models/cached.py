@@ -1,13 +1,14 @@
 """Decoding with a cache: tokens are read once, and each further token attends to their keys and values.
 
 A row's keys and values stand in two parts. A prefix is what all rows begin with, a system prompt and a template: it is
-read once and held once. The rest is each row's own, in a ring of columns of which all rows write the same one at a
-time; a row's tokens end in the last column that was written, however many it has. So rows that begin at different times
-are decoded together, a new row takes the place of one that has ended, and a step writes one slice.
+read once and held once. The rest is each row's own: its prompt, which ends in the last of the columns for prompts, and
+behind it what is drawn, in a ring of columns of which all rows write the same one at a time. So rows that begin at
+different times are decoded together, a new row takes the place of one that has ended, and a step writes one slice.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from subjax.models.decoder import NEGATIVE, Attention, _capped, softmax
 from subjax.models.network import Adapter, Network, positions_of
 
 KeyValue = tuple[jax.Array, jax.Array]
+Apart = tuple[jax.Array, ...]  # of each layer its own array
 
 
 class Prefix(NamedTuple):
@@ -34,24 +36,52 @@ class Prefix(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of each row's own tokens, in a ring of columns.
+    """Keys and values of each row's own tokens: columns for its prompt, then a ring for what is drawn.
 
     Attributes:
-        k, v: (layers, rows, kv_heads, columns, head_dim).
-        filled: (rows,) how many of the last columns hold a token of the row.
-        column: the column that is written next.
+        k, v: (layers, rows, kv_heads, columns, head_dim); or, where layers stand apart, of each layer (rows, kv_heads,
+            head_dim, columns) and (rows, kv_heads, columns, head_dim), as the products with queries and weights read
+            them.
+        prompt: how many tokens each row's prompt has.
+        drawn: which columns of the ring hold a token of the row.
+        column: the one of the ring that is written next.
     """
 
-    k: jax.Array
-    v: jax.Array
-    filled: Int[Array, " rows"]
+    k: jax.Array | Apart
+    v: jax.Array | Apart
+    prompt: Int[Array, " rows"]
+    drawn: Bool[Array, "rows ring"]
     column: Int[Array, ""]
 
+    @property
+    def prompts(self) -> int:
+        """Columns for prompts."""
+        return self.v[0].shape[-2] - self.drawn.shape[1]
 
-def empty(net: Network, rows: int, columns: int, dtype: str) -> Cache:
-    """A cache whose rows have no token yet."""
-    shape = (net.config.layers, rows, net.config.kv_heads, columns, net.config.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(rows, jnp.int32), jnp.int32(0))
+
+def empty(net: Network, rows: int, prompts: int, ring: int, dtype: str, apart: bool = False) -> Cache:
+    """A cache whose rows have no token yet, with columns for prompts and for what is drawn.
+
+    `apart`: each layer's is an array of its own.
+    """
+    layers, heads, dim, columns = net.config.layers, net.config.kv_heads, net.config.head_dim, prompts + ring
+    begun = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, ring), bool), jnp.int32(0)
+    if apart:
+        zeros = lambda *shape: tuple(jnp.zeros((rows, heads, *shape), dtype) for _ in range(layers))  # noqa: E731
+        return Cache(zeros(dim, columns), zeros(columns, dim), *begun)
+    shape = (layers, rows, heads, columns, dim)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), *begun)
+
+
+def set_apart(net: Network, params: Mapping[str, jax.Array]) -> dict[str, jax.Array | Apart]:
+    """Parameters with each layer's an array of its own, for `step` with a cache of layers apart.
+
+    A loop over a stack copies each layer's slice out of it before a product reads it, on CPU and on GPU: at one token a
+    row that is as much memory traffic again as the product's own. The price is a program that grows with depth.
+    """
+    layers = net.config.layers
+    stacked = {name for name, declared in net.declarations.items() if declared.axes[0] == "layers"}
+    return {n: tuple(a[i] for i in range(layers)) if n in stacked else a for n, a in params.items()}
 
 
 def read(
@@ -123,66 +153,103 @@ def prefill(
 
 
 def place(cache: Cache, kv: KeyValue, count: Int[Array, " batch"], rows: Int[Array, " batch"]) -> Cache:
-    """Put left-padded rows that were read, of `count` tokens each, into `rows` of the cache, for what they held.
+    """Put left-padded prompts that were read, of `count` tokens each, into `rows` of the cache, for what they held.
 
-    They end in the last column that was written. A row beyond the cache's is left out. The cache must have as many
-    columns as a row and all that will be written behind it.
+    A row beyond the cache's is left out. The cache must have as many columns for prompts as `kv`.
     """
-    room = cache.k.shape[3] - kv[0].shape[3]
+    end = cache.prompts
+    columns = slice(end - kv[0].shape[3], end)
 
-    def put(held: Array, new: Array) -> Array:
-        new = jnp.pad(new.astype(held.dtype), ((0, 0), (0, 0), (0, 0), (room, 0), (0, 0)))
-        new = jnp.roll(new, cache.column, axis=3)
-        return held.at[:, rows].set(new, mode="drop", unique_indices=True)
+    def put(held: Any, new: Array | bool, *where: Any) -> Any:
+        return held.at[where].set(jnp.asarray(new, held.dtype), mode="drop", unique_indices=True)
 
-    counts = cache.filled.at[rows].set(count, mode="drop", unique_indices=True)
-    return Cache(put(cache.k, kv[0]), put(cache.v, kv[1]), counts, cache.column)
+    prompt, drawn = put(cache.prompt, count, rows), put(cache.drawn, False, rows)
+    if isinstance(cache.k, tuple):
+        k: Any = tuple(put(a, b.swapaxes(2, 3), rows, ..., columns) for a, b in zip(cache.k, kv[0], strict=True))
+        v: Any = tuple(put(a, b, rows, slice(None), columns) for a, b in zip(cache.v, kv[1], strict=True))
+    else:
+        k, v = (put(a, b, slice(None), rows, slice(None), columns) for a, b in zip(cache[:2], kv, strict=True))
+    return Cache(k, v, prompt, drawn, cache.column)
 
 
 def step(
     net: Network,
-    params: Mapping[str, jax.Array],
+    params: Mapping[str, jax.Array | Apart],
     token: Int[Array, " rows"],
     cache: Cache,
     *,
     prefix: Prefix | None = None,
     adapter: Adapter | None = None,
 ) -> tuple[Float[Array, "rows vocab"], Cache]:
-    """Write a token into the next column of every row, and return the logits after it."""
-    decoder, graphdef, blocks = net._decoder(params)
-    columns = cache.k.shape[3]
-    slot, count = cache.column, jnp.minimum(cache.filled + 1, columns)
-    ago = (slot - jnp.arange(columns)) % columns  # 0 in the column that is written now
-    own, here = count[:, None] - 1 - ago[None], count[:, None] - 1
-    at, positions, seen = _behind(prefix, own, (own >= 0)[:, None], here)
-    view = net._view(decoder, positions, at, seen)
+    """Write a token into the next column of every row, and return the logits after it.
 
-    def body(carry: tuple[Array, Array, Array], layer: tuple) -> tuple[tuple[Array, Array, Array], None]:
-        x, k_all, v_all = carry
-        index, block_params, local, lora, held = layer
+    Where the cache's layers stand apart, the parameters do too (`set_apart`).
+    """
+    decoder, graphdef, blocks = net._decoder(params)  # type: ignore[arg-type]
+    ring = cache.drawn.shape[1]
+    drawn = cache.drawn.at[:, cache.column].set(True)
+    here = (cache.prompt + drawn.sum(1, dtype=jnp.int32) - 1)[:, None]
+    ago = (cache.column - jnp.arange(ring)) % ring  # 0 in the column that is written now
+    asked = jnp.arange(cache.prompts)[None] - cache.prompts + cache.prompt[:, None]
+    own, seen = jnp.concatenate([asked, here - ago[None]], 1), jnp.concatenate([asked >= 0, drawn], 1)
+    at, positions, seen = _behind(prefix, own, seen[:, None], here)
+    view = net._view(decoder, positions, at, seen)
+    x = decoder.embedded(token[:, None], at)
+    parts = (blocks, net._local, adapter or {}, prefix and (prefix.k, prefix.v))
+
+    def layer(x: Array, parts: tuple, write: Callable[[Array, Array], tuple[Array, Array]], axes: str) -> Array:
+        block_params, local, lora, held = parts
         block = nnx.merge(graphdef, block_params)
         turn, mask = view.of(local)
         y = block.enter(x)
-        k, v = (a.transpose(0, 2, 1, 3)[None] for a in block.attention.keys_values(y, turn, lora))
-        # Carried whole and updated in place: stacking each layer's cache anew would copy it every step.
-        k_all = jax.lax.dynamic_update_slice(k_all, k.astype(k_all.dtype), (index, 0, 0, slot, 0))
-        v_all = jax.lax.dynamic_update_slice(v_all, v.astype(v_all.dtype), (index, 0, 0, slot, 0))
+        k, v = write(*block.attention.keys_values(y, turn, lora))
         q = block.attention.queries(y, turn, lora)
         # A prefix is rounded as the rows' own part is, so that it is the same whether or not it is shared.
-        held = held and tuple(a.astype(k_all.dtype) for a in held)
-        attended = _mix(block.attention, q, held, (k_all[index], v_all[index]), mask, lora)
-        return (block.finish(x, attended, lora), k_all, v_all), None
+        held = held and tuple(a.astype(k.dtype) for a in held)
+        return block.finish(x, _mix(block.attention, q, held, (k, v), mask, lora, axes), lora)
 
-    layers = (
-        jnp.arange(net.config.layers),
-        blocks,
-        net._local,
-        adapter or {},
-        prefix and (prefix.k, prefix.v),
-    )
-    x = decoder.embedded(token[:, None], at)
-    (x, k, v), _ = jax.lax.scan(body, (x, cache.k, cache.v), layers)
-    return decoder.logits(x)[:, 0], Cache(k, v, count, (slot + 1) % columns)
+    over = _apart if isinstance(cache.k, tuple) else _stacked
+    x, k, v = over(x, parts, cache, layer)
+    return decoder.logits(x)[:, 0], Cache(k, v, cache.prompt, drawn, (cache.column + 1) % ring)
+
+
+def _stacked(x: Array, parts: tuple, cache: Cache, layer: Callable[..., Array]) -> tuple[Array, Any, Any]:
+    """A step's layers in a loop: the residual stream, and the cache's keys and values, behind them."""
+
+    def body(carry: tuple[Array, Any, Any], of: tuple) -> tuple[tuple[Array, Any, Any], None]:
+        x, k_all, v_all = carry
+        index, *own = of
+        held: list[Array] = []
+
+        def write(k: Array, v: Array) -> tuple[Array, Array]:
+            # Carried whole and updated in place: stacking each layer's cache anew would copy it every step.
+            for a, new in ((k_all, k), (v_all, v)):
+                new = new.transpose(0, 2, 1, 3)[None].astype(a.dtype)
+                held.append(jax.lax.dynamic_update_slice(a, new, (index, 0, 0, at, 0)))
+            return held[0][index], held[1][index]
+
+        x = layer(x, tuple(own), write, "bktd")
+        return (x, held[0], held[1]), None
+
+    at, count = cache.prompts + cache.column, jax.tree.leaves(parts)[0].shape[0]
+    return jax.lax.scan(body, (x, cache.k, cache.v), (jnp.arange(count), *parts))[0]
+
+
+def _apart(x: Array, parts: tuple, cache: Cache, layer: Callable[..., Array]) -> tuple[Array, Any, Any]:
+    """`_stacked`, one layer written behind the other."""
+    k_all, v_all, at = list[Any](cache.k), list[Any](cache.v), cache.prompts + cache.column
+    for index in range(len(k_all)):
+
+        def write(k: Array, v: Array, index: int = index) -> tuple[Array, Array]:
+            for held, new, to in ((k_all, k.transpose(0, 2, 3, 1), 3), (v_all, v.transpose(0, 2, 1, 3), 2)):
+                new = new.astype(held[index].dtype)
+                held[index] = jax.lax.dynamic_update_slice_in_dim(held[index], new, at, to)
+            return k_all[index], v_all[index]
+
+        of = functools.partial(jax.tree.map, lambda a, index=index: a[index])
+        own = (of(parts[0], is_leaf=lambda a: isinstance(a, tuple)), *of(parts[1:]))
+        x = layer(x, own, write, "bkdt")
+    return x, tuple(k_all), tuple(v_all)
 
 
 def _behind(
@@ -208,21 +275,31 @@ def _mix(
     own: KeyValue,
     mask: Bool[Array, "batch queries keys"],
     adapter: dict,
+    axes: str = "bktd",
 ) -> Float[Array, "batch queries width"]:
     """`Attention.mix` over a prefix, (kv_heads, columns, dim), and each row's own part, (batch, kv_heads, keys, dim).
 
-    One softmax, in float32, over the scores of both.
+    One softmax, in float32, over the scores of both. `axes` are those of the own keys: "bkdt" has them turned over.
     """
     b, s, h, d = q.shape
     config = attention.config
+    if held is not None and s > 1:
+        # With many queries a prefix is best read as the own part is: its product with the rows' queries in one wants
+        # them laid out anew. With one it is not copied for each row.
+        own = tuple(  # type: ignore[assignment]
+            jnp.concatenate([jnp.broadcast_to(first[None], (b, *first.shape)).astype(a.dtype), a], axis=2)
+            for first, a in zip(held, own, strict=True)
+        )
+        held = None
     q = q.reshape(b, s, config.kv_heads, h // config.kv_heads, d).transpose(0, 2, 3, 1, 4)
     parts = [(held, "ktd"), (own, "bktd")] if held is not None else [(own, "bktd")]
+    keys = [(held, "ktd"), (own, axes)] if held is not None else [(own, axes)]
 
     def score(kv: KeyValue, axes: str) -> Array:
         k = kv[0].astype(q.dtype)
         return jnp.einsum(f"bkgqd,{axes}->bkgqt", q, k, precision=config.matmul_precision).astype(jnp.float32)
 
-    scores = jnp.concatenate([score(*part) for part in parts], axis=-1)
+    scores = jnp.concatenate([score(*part) for part in keys], axis=-1)
     scores = _capped(scores * (config.query_scale or d**-0.5), config.attention_cap)
     weights = softmax(jnp.where(mask[:, None, None], scores, NEGATIVE)).astype(q.dtype)
     columns = 0 if held is None else held[0].shape[-2]

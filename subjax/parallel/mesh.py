@@ -11,7 +11,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from subjax.errors import UsageError
 from subjax.parallel.axes import AXES, Shape, parse_mesh, shown
 
-__all__ = ["AXES", "Shape", "global_mesh", "local_mesh", "make_mesh", "parse_mesh", "put", "replicated"]
+__all__ = [
+    "AXES", "Shape", "global_mesh", "local_mesh", "make_mesh", "memory_of", "parse_mesh", "put", "replicated",
+]  # fmt: skip
 
 # Auto is written out: jax.make_mesh's own default is Explicit, which is another programming model.
 _AUTO = (AxisType.Auto,) * 3
@@ -78,6 +80,12 @@ def local_mesh(mesh: Mesh) -> Mesh:
     own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     tensor = math.gcd(mesh.shape["tensor"], len(own))
     return make_mesh((1, len(own) // tensor, tensor), own)
+
+
+def memory_of(mesh: Mesh) -> float | None:
+    """Bytes of memory of a device; None on CPU, whose memory is not a device's own."""
+    device = mesh.devices.flat[0]
+    return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -81,7 +81,7 @@ def figures(spec: Spec, topology: Topology, mesh: Mesh) -> list[Figures]:
         found = _measured(training(laid, mesh), laid, topology, islands)
         return [dataclasses.replace(found, notes=(*notes, *found.notes))]
     all_found = []
-    for program in sampling(spec, mesh):
+    for program in sampling(spec, mesh, limit_of(topology)):
         all_found.append(_measured(program, spec, topology, islands))
         if not all_found[-1].compiled:
             break
@@ -100,8 +100,12 @@ def laid_for(spec: Training, topology: Topology, mesh: Mesh) -> tuple[Training, 
         notes = ["numerics.attention=cudnn cannot be compiled without cuDNN; rehearsed with numerics.attention=xla"]
         spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, attention="xla"))
     replica, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
-    limit = None if topology.chip.platform == "cpu" else room_of(topology)
-    return spec.laid((replica, fsdp, tensor), limit), notes
+    return spec.laid((replica, fsdp, tensor), limit_of(topology)), notes
+
+
+def limit_of(topology: Topology) -> int | None:
+    """`room_of`, as far as programs are laid out by it: None on CPU, whose memory is not a device's own."""
+    return None if topology.chip.platform == "cpu" else room_of(topology)
 
 
 def room_of(topology: Topology) -> int:

@@ -223,15 +223,17 @@ def _adapter(net: Network, tuning: Tuning | None, mesh: Mesh) -> Any:
     return put(jax.eval_shape(lambda tuned: adapters.join(tuning, tuned, {})[1], shapes), replicated(mesh))
 
 
-def sampling(spec: Sampling, mesh: Mesh) -> Iterator[Program]:
+def sampling(spec: Sampling, mesh: Mesh, limit: float | None) -> Iterator[Program]:
     """What the sampler runs, one program after another: the prefix of all prompts where they have one, a prefill and
-    the decoding loop.
+    the decoding loop. `limit`: bytes of a device's memory; None on CPU.
     """
     net, ways_of_rows = network(spec.config), mesh.shape["replica"] * mesh.shape["fsdp"]
     layout = spec.prompts.plan(spec.sampling, spec.rows, ways_of_rows)
     asked = sum(len(chunk.rows) for chunk in layout.chunks)
+    bytes_each = jnp.dtype(spec.weights_dtype).itemsize
+    apart = slots.apart(mesh, net.parameters * bytes_each / mesh.shape["tensor"], limit)
     with _Notes() as notes:
-        made: Any = slots.programs(net, spec.sampling, mesh, bool(layout.prefix))
+        made: Any = slots.programs(net, spec.sampling, mesh, bool(layout.prefix), apart)
     params = described({n: d.shape for n, d in net.declarations.items()}, jnp.dtype(spec.weights_dtype), made.params)
     adapter, whole = _adapter(net, spec.tuning, mesh), replicated(mesh)
     lora = costs.lora_matrices(spec.config, spec.tuning.rank, spec.tuning.targets) if spec.tuning else {}
@@ -263,8 +265,13 @@ def sampling(spec: Sampling, mesh: Mesh) -> Iterator[Program]:
     )
     state, cache = held
     until = Array((), jnp.int32, sharding=whole)
-    flops = costs.decode(spec.config, layout.slots, columns + layout.columns, lora)
+    read = columns + cache.prompts + cache.drawn.shape[1]
+    flops = costs.decode(spec.config, layout.slots, read, lora)
+    layers: Any = params
+    if apart:  # a copy: prefills read the stacked ones
+        layers = put(jax.eval_shape(made.layers, params), made.decoded)
+    beside, often = params if apart else (), spec.sampling.completion - 1
     yield program(
-        "decode", made.decode, (params, prefix, state, cache, until, adapter, None),
-        {"batch": state, "cache": cache, "prefix": prefix}, (), spec.sampling.completion - 1, flops, ways_of_rows,
+        "decode", made.decode, (layers, prefix, state, cache, until, adapter, None),
+        {"batch": state, "cache": cache, "prefix": prefix}, beside, often, flops, ways_of_rows,
     )  # fmt: skip

@@ -19,16 +19,15 @@ from jaxtyping import Int
 
 from subjax.errors import UsageError
 from subjax.models.network import Adapter, Network
-from subjax.parallel.mesh import replicated
+from subjax.parallel.mesh import memory_of, replicated
 from subjax.sample.constraint import Constraint
 from subjax.sample.drawing import NEAR_TIE, Sampling, draw, restrict
 from subjax.sample.prefixes import common_prefix, padded
-from subjax.sample.slots import Programs, programs
+from subjax.sample.slots import Programs, apart, programs
 
 __all__ = ["NEAR_TIE", "Drawn", "Sampling", "draw", "restrict", "sample"]
 
-WIDTH = 16  # prompts are read in widths that are multiples of this
-COLUMNS = 32  # and a cache's columns are a multiple of this: few shapes are compiled
+WIDTH = 16  # prompts are read, and held, in widths that are multiples of this: few shapes are compiled
 READ = 4  # prompts are read at least so many at a time where there are as many: fewer do not fill a processor
 
 
@@ -54,7 +53,9 @@ class Chunk(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How prompts are read: the prefix of all, chunks of prompts, slots, rows put in at a time, prompts of a chunk."""
+    """How prompts are read: the prefix of all, chunks of prompts, slots, rows put in at a time, prompts of a chunk, and
+    a cache's columns for prompts.
+    """
 
     prefix: tuple[int, ...]
     chunks: list[Chunk]
@@ -88,7 +89,7 @@ def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, way
         picked = ordered[first : first + read]
         of = [(row, place) for place, prompt in enumerate(picked) for row in rows_of[prompt]]
         chunks.append(Chunk(picked, [row for row, _ in of], [place for _, place in of]))
-    columns = _rounded(len(ordered[0]) + sampling.completion, COLUMNS, sampling.prompt + sampling.completion)
+    columns = _rounded(len(ordered[0]), WIDTH, sampling.prompt)
     return Layout(prefix, chunks, slots, group, read, columns)
 
 
@@ -109,6 +110,7 @@ class _Slots:
         self.compiled, self.layout, self.sampling = compiled, layout, sampling
         self.params, self.key, self.first = given["params"], given["key"], given["first"]
         self.adapter, self.constraint = given["adapter"], given["constraint"]
+        self.decoder = compiled.layers(self.params)
         self.state, self.cache = compiled.begin(layout.slots, layout.columns)
         self.rows = np.full(layout.slots, -1)  # the row in each slot; -1 where there is none
         self.prefix = None
@@ -144,7 +146,7 @@ class _Slots:
     def decode(self, until: int, out: Drawn) -> None:
         """Draw until so many slots are done, and write down the rows that have ended."""
         self.state, self.cache, seen = self.compiled.decode(
-            self.params, self.prefix, self.state, self.cache, np.int32(until), self.adapter, self.constraint
+            self.decoder, self.prefix, self.state, self.cache, np.int32(until), self.adapter, self.constraint
         )
         over = np.asarray(seen.done) & (self.rows >= 0)
         out.tokens[self.rows[over]] = np.asarray(seen.drawn)[over]
@@ -242,7 +244,8 @@ def sample(
         return Drawn(np.zeros((0, sampling.completion), np.int32), np.zeros(0, bool))
     ways = mesh.shape["replica"] * mesh.shape["fsdp"]
     layout = plan([tuple(row[row != sampling.pad].tolist()) for row in prompts], sampling, batch, ways)
-    compiled = programs(net, sampling, mesh, bool(layout.prefix))
+    weights = sum(a.nbytes for a in params.values()) / mesh.shape["tensor"]
+    compiled = programs(net, sampling, mesh, bool(layout.prefix), apart(mesh, weights, memory_of(mesh)))
     given: dict[str, Any] = {"params": jax.device_put(dict(params), compiled.params), "first": first}
     given["adapter"], given["constraint"] = jax.device_put((adapter, constraint), replicated(mesh))
     given["key"] = np.asarray(jax.random.key_data(key))

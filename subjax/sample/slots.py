@@ -19,6 +19,8 @@ from subjax.parallel.mesh import replicated
 from subjax.parallel.rules import BATCH, SAMPLE, shardings
 from subjax.sample.drawing import Sampling, draw_allowed, ended
 
+# Of a GPU's memory: so much a second copy of the weights may take.
+COPY = 0.3
 KV_AXES = ("layers", "batch", "kv_heads", "length", "head_dim")
 
 
@@ -46,14 +48,16 @@ class Programs(NamedTuple):
     """Jitted functions of a network, its sampling settings and a mesh.
 
     Attributes:
-        begin: (slots, columns) to (state, cache) of empty slots; compiled for each.
+        begin: (slots, columns for prompts) to (state, cache) of empty slots; compiled for each.
         share: (params, tokens, length, adapter) to the prefix of all rows.
         prefill: (params, prefix, tokens, valid, adapter) to logits behind prompts, and their keys and values.
         place: (state, cache, logits, key-values, lengths, source, slots, rows, key, constraint) to (state, cache): rows
             put into slots, each with the prompt `source` among those that were read, and its first token drawn.
         decode: (params, prefix, state, cache, until, adapter, constraint) to (state, cache, seen): tokens drawn until
             as many slots as `until` are done.
-        params: shardings of the parameters. held: of (state, cache). prefix: of the prefix; None where there is none.
+        layers: parameters to those that `decode` is given.
+        params: shardings of the parameters. decoded: of those that `decode` is given. held: of (state, cache).
+        prefix: of the prefix; None where there is none.
     """
 
     begin: Callable
@@ -61,16 +65,30 @@ class Programs(NamedTuple):
     prefill: Callable
     place: Callable
     decode: Callable
+    layers: Callable
     params: Mapping[str, NamedSharding]
+    decoded: Mapping[str, Any]
     held: tuple[State, Cache]
     prefix: Prefix | None
 
 
+def apart(mesh: Mesh, weights: float, memory: float | None) -> bool:
+    """Whether decoding has each layer's arrays apart, in a copy of the weights that takes `weights` bytes a device.
+
+    On a CPU it has, and on a GPU where there is room, since both copy a layer's slice out of a stack before they use it
+    (`subjax.models.cached.set_apart`). A TPU reads the slice where it lies. `memory`: bytes of a device; None on CPU.
+    """
+    return mesh.devices.flat[0].platform != "tpu" and (memory is None or weights <= COPY * memory)
+
+
 @functools.lru_cache(maxsize=32)
-def programs(net: Network, sampling: Sampling, mesh: Mesh, shared: bool = False) -> Programs:
+def programs(
+    net: Network, sampling: Sampling, mesh: Mesh, shared: bool = False, layers_apart: bool = False
+) -> Programs:
     """The programs of a network, its sampling settings and a mesh, for rows that share a prefix or not.
 
-    Shapes are told by what the programs are given.
+    Shapes are told by what the programs are given. `layers_apart`: decoding has each layer's parameters and
+    cache in arrays of their own.
     """
     declared = {n: (d.shape, d.axes) for n, d in net.declarations.items()}
     params_sh = shardings(SAMPLE, mesh, declared)
@@ -78,7 +96,15 @@ def programs(net: Network, sampling: Sampling, mesh: Mesh, shared: bool = False)
     whole: Any = replicated(mesh)
     kv: Any = SAMPLE.sharding(mesh, (net.config.layers, 0, net.config.kv_heads, 0, 0), KV_AXES, "key-value cache")
     prefix_kv: Any = NamedSharding(mesh, PartitionSpec(*(part for i, part in enumerate(kv.spec) if i != 1)))
-    state_sh, cache_sh = State(*(rows,) * len(State._fields)), Cache(kv, kv, rows, whole)
+    k_sh, v_sh, decoder_sh = kv, kv, dict[str, Any](params_sh)
+    if layers_apart:
+        layers = net.config.layers
+        batch, heads, *_ = kv.spec[1:]
+        v_sh = (NamedSharding(mesh, PartitionSpec(batch, heads)),) * layers
+        k_sh = v_sh
+        one = lambda sharding: NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))  # noqa: E731
+        decoder_sh = {n: (one(s),) * layers if declared[n][1][0] == "layers" else s for n, s in params_sh.items()}
+    state_sh, cache_sh = State(*(rows,) * len(State._fields)), Cache(k_sh, v_sh, rows, rows, whole)
     prefix_sh = Prefix(prefix_kv, prefix_kv, whole) if shared else None
     held = (state_sh, cache_sh)
 
@@ -87,7 +113,8 @@ def programs(net: Network, sampling: Sampling, mesh: Mesh, shared: bool = False)
         drawn = jnp.full((slots, sampling.completion), sampling.pad, jnp.int32)
         keys = jax.random.key_data(jax.random.split(jax.random.key(0), slots))
         state = State(zeros, zeros, ~none, none, drawn, keys, zeros)
-        return state, cached.empty(net, slots, columns, sampling.cache_dtype)
+        ring = max(1, sampling.completion - 1)  # the last token drawn is read by nobody
+        return state, cached.empty(net, slots, columns, ring, sampling.cache_dtype, layers_apart)
 
     def share(params, tokens, length, adapter) -> Prefix:
         return cached.prefix_of(net, params, tokens, length, adapter=adapter)
@@ -108,10 +135,12 @@ def programs(net: Network, sampling: Sampling, mesh: Mesh, shared: bool = False)
             place, in_shardings=(*held, rows, (kv, kv), *(whole,) * 6), out_shardings=held, donate_argnums=(1,)
         ),
         jax.jit(
-            decode, in_shardings=(params_sh, prefix_sh, *held, *(whole,) * 3), out_shardings=(*held, whole),
+            decode, in_shardings=(decoder_sh, prefix_sh, *held, *(whole,) * 3), out_shardings=(*held, whole),
             donate_argnums=(3,),
         ),
-        params_sh, held, prefix_sh,
+        jax.jit(functools.partial(cached.set_apart, net), in_shardings=(params_sh,), out_shardings=decoder_sh)
+        if layers_apart else lambda params: params,
+        params_sh, decoder_sh, held, prefix_sh,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from subjax.config import from_dict
 from subjax.data.packed import Chat, PackedChats, PackedCohort
 from subjax.models import flash
 from subjax.models.architecture import DecoderConfig
+from subjax.parallel.mesh import memory_of
 from subjax.schema import Optimizer, Tuning
 from subjax.schema_pretrained import Compute
 from subjax.stages.speakers import Speaker
@@ -130,15 +131,9 @@ def _layout(lessons: Sequence[Lesson], mesh: Mesh, members: int | None = None) -
     first = lessons[0]
     lengths = [len(prompt) + len(answer) for lesson in lessons for prompt, answer in lesson.chats]
     return layout(
-        first.speaker.net.config, first.compute, mesh.shape, limit_of(mesh), lengths, batch=first.task.config["batch"],
+        first.speaker.net.config, first.compute, mesh.shape, memory_of(mesh), lengths, batch=first.task.config["batch"],
         steps=first.steps, members=members,
     )  # fmt: skip
-
-
-def limit_of(mesh: Mesh) -> float | None:
-    """Bytes of memory of a device; None on CPU, whose memory is not a device's own."""
-    device = mesh.devices.flat[0]
-    return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
 
 
 def layout(

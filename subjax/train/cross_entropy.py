@@ -17,18 +17,21 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-CHUNK = 2**23  # logits of one packed row that are there at a time
+# Logits of one packed row that are there at a time: on a CPU what its caches hold; on other devices enough that the
+# products, which read the output matrix for each chunk, are bound by arithmetic.
+CPU_CHUNK, DEVICE_CHUNK = 2**23, 2**27
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """How logits come of states and the output matrix: the soft-cap (0: none), the precision of the product; and on a
-    mesh the sharding of the residual stream.
+    """How logits come of states and the output matrix: the soft-cap (0: none), the precision of the product; on a mesh
+    the sharding of the residual stream; and how many logits of a packed row are there at a time.
     """
 
     cap: float
     precision: str
     rows: NamedSharding | None = None
+    chunk: int = CPU_CHUNK
 
     def ways(self, rows: int) -> int:
         """Devices that share so many packed rows, each of which adds up a gradient of its own."""
@@ -53,9 +56,14 @@ class Head:
         return jax.lax.with_sharding_constraint(a, NamedSharding(self.rows.mesh, PartitionSpec(*parts)))
 
 
-def chunk_of(vocab: int, tokens: int) -> int:
+def logits_at_a_time(platform: str, members: int = 1) -> int:
+    """Logits of one packed row that are there at a time on a platform, where a cohort's members share the memory."""
+    return CPU_CHUNK if platform == "cpu" else max(CPU_CHUNK, DEVICE_CHUNK // members)
+
+
+def chunk_of(vocab: int, tokens: int, logits: int = CPU_CHUNK) -> int:
     """Tokens of a packed row whose logits are computed at a time: as many in each chunk, so that few are padding."""
-    chunks = -(-tokens // max(16, CHUNK // vocab // 16 * 16))
+    chunks = -(-tokens // max(16, logits // vocab // 16 * 16))
     return -(-tokens // chunks // 16) * 16 if chunks > 1 else tokens
 
 
@@ -81,7 +89,7 @@ def _cut(a: Array, count: int, size: int) -> Array:
 def _over_chunks(states: Array, matrix: Array, targets: Array, weights: Array, head: Head, want: tuple[str, ...]):
     """The loss, and its gradients by what is wanted: `states`, `matrix`."""
     rows, tokens, width = states.shape
-    size = chunk_of(matrix.shape[0], tokens)
+    size = chunk_of(matrix.shape[0], tokens, head.chunk)
     count = -(-tokens // size)
     chunks = tuple(_cut(a, count, size) for a in (states, targets, weights))
     table = head.gathered(matrix.astype(states.dtype))

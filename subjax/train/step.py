@@ -24,7 +24,7 @@ from subjax.parallel.mesh import put, replicated
 from subjax.parallel.processes import group
 from subjax.parallel.rules import COHORT, TRAIN, Rules, shardings
 from subjax.schema import Optimizer, Tuning
-from subjax.train.cross_entropy import Head, cross_entropy
+from subjax.train.cross_entropy import CPU_CHUNK, Head, cross_entropy, logits_at_a_time
 from subjax.train.losses import Loss
 from subjax.train.optimizers import make_optimizer
 
@@ -47,13 +47,17 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """The model in training, as losses see it; `rows` is the sharding of its residual stream."""
+    """The model in training, as losses see it.
+
+    `rows` is the sharding of its residual stream, `chunk` how many logits of a packed row are there at a time.
+    """
 
     net: Network
     params: Params
     adapter: Adapter
     rows: NamedSharding | None
     remat: Remat
+    chunk: int = CPU_CHUNK
 
     def __call__(self, tokens: jax.Array, valid: jax.Array, tail: int) -> jax.Array:
         """Logits at the last `tail` positions, (batch, tail, vocab)."""
@@ -67,7 +71,7 @@ class Bound:
             self.params, tokens, packing, at, adapter=self.adapter, rows=self.rows, remat=self.remat
         )
         config = self.net.config
-        head = Head(config.logit_cap, config.matmul_precision, self.rows)
+        head = Head(config.logit_cap, config.matmul_precision, self.rows, self.chunk)
         return cross_entropy(states, self.net.output_matrix(self.params), targets, weights, head)
 
 
@@ -101,7 +105,8 @@ def program(
     start = each(rule.init, in_axes=0)
     abstract = {n: jax.ShapeDtypeStruct(shape, jnp.float32) for n, (shape, _) in tuned_declared.items()}
     state_sh = _state_shardings(jax.eval_shape(start, abstract), abstract, tuned_sh, replicated(mesh))
-    descent = each(_descent(net, tuning, parts, mesh, rules, remat), in_axes=(0, None, 0))
+    chunk = logits_at_a_time(mesh.devices.flat[0].platform, members or 1)
+    descent = each(_descent(net, tuning, parts, mesh, rules, remat, chunk), in_axes=(0, None, 0))
     in_turns = frozenset(name for name, _, loss in parts if loss.axes[0] == "turn")
 
     def advance(tuned: Params, state: Any, gradient: Params, rate: jax.Array | None):
@@ -125,8 +130,9 @@ def program(
 
 
 def _descent(
-    net: Network, tuning: Tuning, parts: Sequence[tuple[str, float, Loss]], mesh: Mesh, rules: Rules, remat: Remat
-) -> Callable[..., Any]:
+    net: Network, tuning: Tuning, parts: Sequence[tuple[str, float, Loss]], mesh: Mesh, rules: Rules, remat: Remat,
+    chunk: int,
+) -> Callable[..., Any]:  # fmt: skip
     """(tuned, frozen, batches) to ((the weighted sum, each loss that there is a batch for), gradient)."""
     # One device has nothing to split, and a constraint there would only stand in the way of fusion.
     axes = {"batch", "question"} if mesh.size > 1 else set()
@@ -138,7 +144,7 @@ def _descent(
         for name, _, loss in parts:
             if name in batches:
                 rows = held.get(loss.axes[-1])
-                losses[name] = loss(Bound(net, params, adapter, rows, remat), batches[name])
+                losses[name] = loss(Bound(net, params, adapter, rows, remat, chunk), batches[name])
         total = sum((weight * losses[name] for name, weight, _ in parts if name in losses), jnp.zeros(()))
         return total, losses
 
