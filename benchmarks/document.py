@@ -51,7 +51,8 @@ COMPARISONS = {
 
 PARTS = {
     "equal": "equal lengths", "ragged": "ragged lengths", "forms": "all written forms", "first": "one form a candidate",
-    "sampled": "beside sampled answers",
+    "sampled": "beside sampled answers", "lora": "training with LoRA", "full": "training in full",
+    "decoding": "decoding",
 }  # fmt: skip
 
 
@@ -137,13 +138,15 @@ def facts(found: Mapping[str, Any]) -> list[str]:
             f" over candidates; quartiles {number(n['first_quartile'])} – {number(n['third_quartile'])})."
         )
     if "mfu" in found:
-        most, moved = (found["ceilings"][name] / 1e9 for name in ("flops_a_second", "bytes_a_second"))
-        said.append(f"Ceilings: {number(most)} GFLOP/s, {number(moved)} GB/s. Counted: {found['counted']}.")
+        most = found["ceilings"]["flops_a_second"] / 1e9
+        said.append(f"Ceiling: {number(most)} GFLOP/s. Counted: {found['counted']}.")
         said += [
             f"Training, {kind}: {number(m['rows_a_second'])} rows/s at {number(m['flops_a_row'] / 1e9)} GFLOP a row,"
             f" MFU **{100 * m['share']:.0f} %**."
             for kind, m in found["mfu"].items()
         ]
+    if "mbu" in found:
+        said.append(f"Ceiling: {number(found['ceilings']['bytes_a_second'] / 1e9)} GB/s.")
         said += [
             f"Decoding, batch {batch}: {number(m['steps_a_second'])} steps/s at {number(m['bytes_a_step'] / 1e9)} GB a"
             f" step, MBU **{100 * m['share']:.0f} %**."

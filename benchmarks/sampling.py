@@ -14,7 +14,7 @@ from benchmarks import costs, data, harness
 from benchmarks.harness import Options, Side
 
 EQUAL, RAGGED = 45, 64  # new tokens: a row's mean, and the room that a corpus gives an answer
-BATCHES = (32, 64, 128, 256)
+BATCHES = {"cpu": (32, 64, 128, 256), "gpu": (256, 1024)}
 WANTED = 1.7
 PARTS = ("equal", "ragged")
 
@@ -22,7 +22,7 @@ PARTS = ("equal", "ragged")
 def sides(asked: Options) -> list[Side]:
     """Both frameworks at the lengths of the part; at ragged ones ours under the constraint too."""
     facts = data.tokenizer_facts()
-    batches = (4, 8) if asked.quick else BATCHES
+    batches = (4, 8) if asked.quick else BATCHES[asked.device]
     model, new = data.model(asked.size, asked.device), (6, 8) if asked.quick else (EQUAL, RAGGED)
     given = dict(model=model, prompts=data.prompts(64 if asked.quick else 1024), pad=facts["pad"], batches=batches)
     given |= dict(new=new[0], ends=[]) if asked.part == "equal" else dict(new=new[1], ends=facts["ends"])
