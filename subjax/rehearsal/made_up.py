@@ -91,12 +91,12 @@ class Prompts:
     prefix: int
     own: tuple[tuple[int, int], ...]
 
-    def plan(self, sampling: sampler.Sampling, batch: int, ways: int) -> sampler.Layout:
+    def plan(self, sampling: sampler.Sampling, batch: int, ways: int, on_cpu: bool) -> sampler.Layout:
         """How the sampler reads them, for `batch` rows at a time on a mesh whose batch axes are `ways`."""
         made = [
             (0,) * self.prefix + (1 + at,) * length for at, (length, times) in enumerate(self.own) for _ in range(times)
         ]
-        return sampler.plan(made, sampling, batch, ways)
+        return sampler.plan(made, sampling, batch, ways, on_cpu)
 
 
 def prompts_of(prompts: Mapping[tuple[int, ...], int]) -> Prompts:

@@ -228,7 +228,7 @@ def sampling(spec: Sampling, mesh: Mesh, limit: float | None) -> Iterator[Progra
     the decoding loop. `limit`: bytes of a device's memory; None on CPU.
     """
     net, ways_of_rows = network(spec.config), mesh.shape["replica"] * mesh.shape["fsdp"]
-    layout = spec.prompts.plan(spec.sampling, spec.rows, ways_of_rows)
+    layout = spec.prompts.plan(spec.sampling, spec.rows, ways_of_rows, limit is None)
     asked = sum(len(chunk.rows) for chunk in layout.chunks)
     bytes_each = jnp.dtype(spec.weights_dtype).itemsize
     apart = slots.apart(mesh, net.parameters * bytes_each / mesh.shape["tensor"], limit)

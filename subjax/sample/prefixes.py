@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-WIDTH = 16  # a prefix is padded to a multiple of this: few shapes are compiled
+WIDTH = 8  # a prefix is padded to a multiple of this: few shapes are compiled
 SHARED = 16  # tokens that prompts must share for a prefix
 LEAST = 4  # prompts that must share it
 

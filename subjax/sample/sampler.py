@@ -27,8 +27,9 @@ from subjax.sample.slots import Programs, apart, programs
 
 __all__ = ["NEAR_TIE", "Drawn", "Sampling", "draw", "restrict", "sample"]
 
-WIDTH = 16  # prompts are read, and held, in widths that are multiples of this: few shapes are compiled
+WIDTH = 8  # prompts are read, and held, in widths that are multiples of this: few shapes are compiled
 READ = 4  # prompts are read at least so many at a time where there are as many: fewer do not fill a processor
+CPU_READ = 8  # and on a CPU at most so many: more are no faster, and are padded to the longest of them
 
 
 class Drawn(NamedTuple):
@@ -69,7 +70,7 @@ def _rounded(n: int, multiple: int, most: int) -> int:
     return min(-(-n // multiple) * multiple, most)
 
 
-def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, ways: int) -> Layout:
+def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, ways: int, on_cpu: bool) -> Layout:
     """Lay out prompts (token ids without padding) for `batch` rows at a time on a mesh whose batch axes are `ways`."""
     prefix = common_prefix(prompts)
     rows_of: dict[tuple[int, ...], list[int]] = {}
@@ -78,6 +79,7 @@ def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, way
     slots = max(ways, min(batch, len(prompts)) // ways * ways)
     # An eighth of the slots stands empty for a time, at most, until rows are put in.
     group = min(slots, max(READ, slots // 8))
+    group = min(group, max(CPU_READ, ways)) if on_cpu else group
     # One prompt for each of these rows, or fewer where each is asked several times; not told by every repetition, so
     # that blocks of rows find the same programs.
     often = len(prompts) // len(rows_of)
@@ -243,7 +245,8 @@ def sample(
     if not len(prompts):
         return Drawn(np.zeros((0, sampling.completion), np.int32), np.zeros(0, bool))
     ways = mesh.shape["replica"] * mesh.shape["fsdp"]
-    layout = plan([tuple(row[row != sampling.pad].tolist()) for row in prompts], sampling, batch, ways)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    layout = plan([tuple(row[row != sampling.pad].tolist()) for row in prompts], sampling, batch, ways, on_cpu)
     weights = sum(a.nbytes for a in params.values()) / mesh.shape["tensor"]
     compiled = programs(net, sampling, mesh, bool(layout.prefix), apart(mesh, weights, memory_of(mesh)))
     given: dict[str, Any] = {"params": jax.device_put(dict(params), compiled.params), "first": first}
