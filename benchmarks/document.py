@@ -229,6 +229,18 @@ def load(folder: pathlib.Path) -> list[dict[str, Any]]:
     return sorted(kept, key=lambda r: (r["device"] != "cpu", order.index(r["comparison"]), r["size"]))
 
 
+def trials(folder: pathlib.Path) -> list[str]:
+    """What was tried outside of whole comparisons, as it was written down."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("*-trials.json")):
+        told = json.loads(path.read_text())
+        lines += ["", "## Trials", "", told["trials"]]
+        lines += table(
+            ["what", "found", "wanted"], [[row["what"], row["found"], row["wanted"]] for row in told["rows"]]
+        )
+    return lines
+
+
 def section(found: Mapping[str, Any], docs: pathlib.Path) -> list[str]:
     """A result's part of the page; its plot is written beside."""
     name = f"performance-{svg.slug(named(found))}"
@@ -277,6 +289,7 @@ def write(results: pathlib.Path = RESULTS, docs: pathlib.Path = DOCS) -> pathlib
         )
     for result in found:
         lines += section(result, docs)
+    lines += trials(results)
     page = docs / "performance.md"
     page.write_text("\n".join(lines) + "\n")
     return page

@@ -1,6 +1,6 @@
 """The image experiment, 100 models, against the published way, all batched in one torch program: images a second.
 
-    python -m benchmarks.images            # about 45 minutes on two cores
+    python -m benchmarks.images            # about half an hour on two cores
     python -m benchmarks.images --quick    # four models, a small set: to see that it works
 
 Whole experiments, from the first values to trained students: MLPs 784-256-256-13, Adam at 3e-4, batches of 1024, five
