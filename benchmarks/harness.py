@@ -226,6 +226,8 @@ def _work(group: Sequence[_Process], waiting: Sequence[_Process], round_: int, s
 def compare(sides: Sequence[Side], asked: Options) -> dict[str, dict[str, Any]]:
     """Run the sides in turn, one warm-up round each first, which is not counted.
 
+    Ctrl-C or SIGTERM ends the run, and the rounds that every side has are kept.
+
     Returns:
         For each side by name: `notes`, `rounds` (units, seconds, rate in units a second, load) and the rate's
         `summary`.
@@ -238,11 +240,18 @@ def compare(sides: Sequence[Side], asked: Options) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch, _started(sides, asked.device, pathlib.Path(scratch)) as running:
         for name in names:
             _work(running[name], [], -1, min(asked.seconds, 10.0))
-        for index, name in turns(names, asked.rounds):
-            waiting = [process for other in names if other != name for process in running[other]]
-            found[name].append(_work(running[name], waiting, index, asked.seconds))
-            last = found[name][-1]
-            print(f"round {index + 1} {name}: {last['rate']:.4g} a second, {last['seconds']:.1f} s", flush=True)
+        try:
+            for index, name in turns(names, asked.rounds):
+                waiting = [process for other in names if other != name for process in running[other]]
+                found[name].append(_work(running[name], waiting, index, asked.seconds))
+                last = found[name][-1]
+                print(f"round {index + 1} {name}: {last['rate']:.4g} a second, {last['seconds']:.1f} s", flush=True)
+        except KeyboardInterrupt:
+            whole = min(len(rows) for rows in found.values())
+            if not whole:
+                raise
+            print(f"stopped: {whole} of {asked.rounds} rounds are whole and kept", flush=True)
+            found = {name: rows[:whole] for name, rows in found.items()}
         notes = {name: running[name][0].notes for name in names}
     return {
         name: {"notes": notes[name], "rounds": rows, "summary": spread([row["rate"] for row in rows])}
@@ -303,11 +312,15 @@ def main(
     parts: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """A comparison's command: options, the run of each part asked for, its result; a mistake or failure is one line."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         asked = options(name, doc, argv, parts)
         for part in parts if asked.part is None and parts else [asked.part]:
             of_part = dataclasses.replace(asked, part=part)
-            write(run(of_part), of_part)
+            found = run(of_part)
+            write(found, of_part)
+            if any(len(side["rounds"]) < asked.rounds for side in found["sides"].values()):
+                sys.exit(130)  # stopped
     except SubjaxError as error:
         print(f"benchmarks.{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

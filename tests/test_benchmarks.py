@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import hf_tiny
 import jax
@@ -83,6 +85,34 @@ def test_parts_of_a_comparison_have_results_of_their_own(tmp_path, argv, expecte
     harness.main(run, "training", "What.", [*argv, *out], parts=("here", "there"))
     assert seen == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"training-{part}.json" for part in expected)
+
+
+def test_a_run_that_is_stopped_keeps_its_whole_rounds(side, tmp_path):
+    make, _ = side
+    (tmp_path / "stopped.py").write_text(
+        "import dataclasses, json, sys\n"
+        "from benchmarks import harness\n"
+        "sides = [harness.Side(**side) for side in json.loads(sys.argv[1])]\n"
+        "def run(asked):\n"
+        "    found = harness.compare(sides, dataclasses.replace(asked, seconds=0.2))\n"
+        "    return harness.result('made-up', asked, found, unit='rows', settings={})\n"
+        "if __name__ == '__main__':\n"
+        f"    harness.main(run, 'made-up', 'What.', ['--quick', '--device=cpu', '--rounds=500', '--out={tmp_path}'])\n"
+    )
+    given = json.dumps([dataclasses.asdict(make(name)) for name in ("one", "two")])
+    child = subprocess.Popen(
+        [sys.executable, str(tmp_path / "stopped.py"), given], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    assert child.stdout is not None
+    said = []
+    for line in child.stdout:
+        said.append(line)
+        if line.startswith("round 3 one"):  # "two" went first in the second round, and comes second in the third
+            child.terminate()
+    assert child.wait(60) == 130
+    assert any(line.startswith("stopped: 2 of 500 rounds") for line in said), said
+    found = json.loads((tmp_path / "made-up.json").read_text())
+    assert {name: len(value["rounds"]) for name, value in found["sides"].items()} == {"one": 2, "two": 2}
 
 
 SIDE = """

@@ -56,7 +56,8 @@ class Cache(NamedTuple):
     @property
     def prompts(self) -> int:
         """Columns for prompts."""
-        return self.v[0].shape[-2] - self.drawn.shape[1]
+        values = self.v[0] if isinstance(self.v, tuple) else self.v
+        return values.shape[-2] - self.drawn.shape[1]
 
 
 def empty(net: Network, rows: int, prompts: int, ring: int, dtype: str, apart: bool = False) -> Cache:
