@@ -254,6 +254,22 @@ def test_noise_is_that_of_jax_bit_for_bit(size):
     np.testing.assert_array_equal(jax.jit(lambda k: uniform(k, size, -1.0, 1.0))(keys), jax.jit(even)(keys))
 
 
+@pytest.mark.parametrize("size", [2, 511, 512, 513, 5000])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_largest_scores_are_found_by_blocks_too(size, temperature):
+    sampling = dataclasses.replace(SAMPLING, temperature=temperature)
+    logits = jax.random.normal(jax.random.key(1), (40, size))
+    # Ties in one block and in two, the first of which counts; and a row of which all but one token is forbidden.
+    logits = logits.at[0, :].set(0.0).at[1, jnp.array([size // 2, size - 1])].set(9.0).at[2, 1:].set(-jnp.inf)
+    keys, index = jax.random.split(jax.random.key(9), 40), jnp.arange(40)
+    plain, blocks = (draw(logits, keys, index, sampling, in_blocks) for in_blocks in (False, True))
+    for one, other in zip(plain, blocks, strict=True):
+        np.testing.assert_array_equal(one, other)
+    if temperature == 0:
+        assert plain[0][:3].tolist() == [0, size // 2, 0]
+        assert plain[1][:3].tolist() == [True, size > 2, False]
+
+
 def test_other_kinds_of_keys_give_their_own_noise():
     keys = jax.random.split(jax.random.key(9, impl="rbg"), 3)
     expected = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, 4), (50,)))(keys)

@@ -21,6 +21,7 @@ from subjax.errors import UsageError
 from subjax.sample.constraint import Constraint
 from subjax.sample.noise import gumbel
 
+BLOCK = 512  # scores of a row whose largest is taken first, where that is faster
 NEAR_TIE = 1e-4  # margin of the two best perturbed logits, at temperature 1, under which rounding may choose otherwise
 
 
@@ -81,23 +82,46 @@ def restrict(logits: Float[Array, "batch vocab"], sampling: Sampling) -> Float[A
 
 
 def draw(
-    logits: Float[Array, "batch vocab"], keys: Array, index: Int[Array, "..."], sampling: Sampling
-) -> tuple[Int[Array, " batch"], Bool[Array, " batch"]]:
+    logits: Float[Array, "batch vocab"], keys: Array, index: Int[Array, "..."], sampling: Sampling,
+    in_blocks: bool = False,
+) -> tuple[Int[Array, " batch"], Bool[Array, " batch"]]:  # fmt: skip
     """One token a row by the Gumbel-max trick with key fold_in(row key, index), and whether it was a near-tie.
 
-    `index` is one for all rows, or one for each.
+    `index` is one for all rows, or one for each. `in_blocks` looks for the largest scores among those of blocks first,
+    which finds the same ones: faster on a CPU, and not to be done where the vocabulary is split over devices.
     """
     scores = restrict(logits, sampling)
     if sampling.temperature > 0:
         scores = scores + gumbel(keys, index, scores.shape[1])
-    # Three plain reductions: on CPU top_k sorts the whole vocabulary (`benchmarks/cpu_choices.py` measures both).
-    ids = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
-    best = scores.max(-1, keepdims=True)
-    token = jnp.where(scores == best, ids, scores.shape[1] - 1).min(-1)
-    second = jnp.where(ids == token[:, None], -jnp.inf, scores).max(-1)
+    token, best, second = _largest_by_blocks(scores) if in_blocks else _largest(scores)
     # Below temperature 1 the logits' rounding is scaled up with them.
     margin = NEAR_TIE / min(sampling.temperature or 1.0, 1.0)
-    return token, best[:, 0] - second < margin
+    return token, best - second < margin
+
+
+def _largest(scores: Float[Array, "batch n"]) -> tuple[Int[Array, " batch"], Array, Array]:
+    """The first place of a row's largest score, that score, and the largest at any other place.
+
+    Three plain reductions: on CPU top_k sorts the whole vocabulary (`benchmarks/cpu_choices.py` measures both).
+    """
+    ids = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
+    best = scores.max(-1, keepdims=True)
+    place = jnp.where(scores == best, ids, scores.shape[1] - 1).min(-1)
+    return place, best[:, 0], jnp.where(ids == place[:, None], -jnp.inf, scores).max(-1)
+
+
+def _largest_by_blocks(scores: Float[Array, "batch n"]) -> tuple[Int[Array, " batch"], Array, Array]:
+    """`_largest`, in one pass over the scores: of each block the largest, of these the best one, and within its block.
+
+    XLA's CPU back end writes down what each of three reductions over a vocabulary reads.
+    """
+    rows, n = scores.shape
+    blocks = -(-n // BLOCK)
+    filled = jnp.pad(scores, ((0, 0), (0, blocks * BLOCK - n)), constant_values=-jnp.inf)
+    filled = filled.reshape(rows, blocks, BLOCK)
+    block, best, other = _largest(filled.max(-1))
+    within, _, second = _largest(jnp.take_along_axis(filled, block[:, None, None], axis=1)[:, 0])
+    return block * BLOCK + within, best, jnp.maximum(other, second)
 
 
 def draw_allowed(
@@ -107,6 +131,7 @@ def draw_allowed(
     sampling: Sampling,
     constraint: Constraint | None,
     at: Int[Array, " batch"] | None,
+    in_blocks: bool = False,
 ) -> tuple[Int[Array, " batch"], Bool[Array, " batch"], Int[Array, " batch"] | None]:
     """`draw` among the tokens that the constraint allows in the states `at`, and the states behind what was drawn.
 
@@ -114,7 +139,7 @@ def draw_allowed(
     there was room at the start.
     """
     if constraint is None:
-        return *draw(logits, keys, index, sampling), None
+        return *draw(logits, keys, index, sampling, in_blocks), None
     behind = constraint.next[at].astype(jnp.int32)
     room = sampling.completion - 1 - index
     allowed = (behind >= 0) & (constraint.distance[behind] <= room[:, None])

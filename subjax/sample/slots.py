@@ -123,8 +123,10 @@ def programs(
         tokens, valid = (jax.lax.with_sharding_constraint(a, rows) for a in (tokens, valid))
         return cached.prefill(net, params, tokens, valid, prefix=prefix, adapter=adapter)
 
-    place = functools.partial(_place, sampling)
-    decode = functools.partial(_decode, net, sampling)
+    # Not where a row's logits are split.
+    in_blocks = mesh.devices.flat[0].platform == "cpu" and mesh.shape["tensor"] == 1
+    place = functools.partial(_place, sampling, in_blocks)
+    decode = functools.partial(_decode, net, sampling, in_blocks)
     return Programs(
         jax.jit(begin, static_argnums=(0, 1), out_shardings=held),
         jax.jit(share, in_shardings=(params_sh, whole, whole, whole), out_shardings=prefix_sh),
@@ -144,12 +146,14 @@ def programs(
     )  # fmt: skip
 
 
-def _place(sampling, state, cache, logits, kv, lengths, source, slots, rows, key, constraint) -> tuple[State, Cache]:
+def _place(
+    sampling, in_blocks, state, cache, logits, kv, lengths, source, slots, rows, key, constraint
+) -> tuple[State, Cache]:
     root = jax.random.wrap_key_data(key)
     keys = jax.vmap(lambda row: jax.random.fold_in(root, row))(rows)
     start = jnp.full(len(rows), 0 if constraint is None else constraint.start, jnp.int32)
     first = jnp.zeros(len(rows), jnp.int32)
-    token, tie, at = draw_allowed(logits[source], keys, first, sampling, constraint, start)
+    token, tie, at = draw_allowed(logits[source], keys, first, sampling, constraint, start, in_blocks)
     done = ended(token, sampling) | (sampling.completion == 1)
     drawn = jnp.full((len(rows), sampling.completion), sampling.pad, jnp.int32).at[:, 0].set(token)
     new = State(token, first + 1, done, tie, drawn, jax.random.key_data(keys), start if at is None else at)
@@ -158,7 +162,9 @@ def _place(sampling, state, cache, logits, kv, lengths, source, slots, rows, key
     return State(*map(put, state, new)), cache
 
 
-def _decode(net, sampling, params, prefix, state, cache, until, adapter, constraint) -> tuple[State, Cache, Seen]:
+def _decode(
+    net, sampling, in_blocks, params, prefix, state, cache, until, adapter, constraint
+) -> tuple[State, Cache, Seen]:
     places = jnp.arange(sampling.completion)[None]
 
     def going(carry: tuple[State, Cache]):
@@ -168,7 +174,7 @@ def _decode(net, sampling, params, prefix, state, cache, until, adapter, constra
         state, cache = carry
         logits, cache = cached.step(net, params, state.token, cache, prefix=prefix, adapter=adapter)
         keys = jax.random.wrap_key_data(state.keys)
-        token, tie, at = draw_allowed(logits, keys, state.place, sampling, constraint, state.at)
+        token, tie, at = draw_allowed(logits, keys, state.place, sampling, constraint, state.at, in_blocks)
         token = jnp.where(state.done, sampling.pad, token)
         here = (places == state.place[:, None]) & ~state.done[:, None]
         drawn = jnp.where(here, token[:, None], state.drawn)
