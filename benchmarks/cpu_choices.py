@@ -6,6 +6,7 @@ Rounds alternate between the two, so that a machine's other work falls on both; 
 Shapes are the quickstart's where none is named; the process is pinned to one core, as a worker is.
 """
 
+import dataclasses
 import datetime
 import json
 import pathlib
@@ -23,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks import data
 from subjax import schema
 from subjax.data import packing, world
-from subjax.models import adapters
+from subjax.models import adapters, cached
 from subjax.models.architecture import Rope
 from subjax.models.decoder import scaled, softmax
 from subjax.models.families import decoder_config
@@ -89,6 +91,35 @@ def drawing() -> Pair:
     return lambda: own(logits, keys, jnp.int32(3)), lambda: usual(logits, keys, jnp.int32(3))
 
 
+def drawing_by_blocks() -> Pair:
+    """A token for each of 64 rows of SmolLM2's vocabulary, and its margin: by blocks, against plain reductions."""
+    sampling = Sampling(1, 1, -1, 0)
+    logits = jax.random.normal(jax.random.key(0), (64, 49_152))
+    keys, index = jax.random.split(jax.random.key(1), 64), jnp.arange(64)
+    own, usual = (jax.jit(lambda *a, to=to: draw(*a, sampling, to)) for to in (True, False))
+    return lambda: own(logits, keys, index), lambda: usual(logits, keys, index)
+
+
+def decoding() -> Pair:
+    """A decoding step of eight layers of SmolLM2-135M's shape, 64 rows: with layers apart, against a stack."""
+    net = network(dataclasses.replace(data.shape_of(data.model("135M", "cpu"), "135M"), layers=8))
+    params = jax.jit(net.init)(jax.random.key(0))
+    token = jnp.arange(64)
+
+    def run(apart: bool) -> Callable[[], Any]:
+        layers = cached.set_apart(net, params) if apart else params
+        step = jax.jit(lambda p, cache: cached.step(net, p, token, cache), donate_argnums=1)
+        held = [cached.empty(net, 64, 112, 44, "float32", apart)]
+
+        def call() -> jax.Array:
+            logits, held[0] = step(layers, held[0])
+            return logits
+
+        return call
+
+    return run(True), run(False)
+
+
 def steps() -> Pair:
     """Twenty steps of a student, with the placing of their batches: in one dispatch, against one dispatch each."""
     net = network(
@@ -148,7 +179,7 @@ def main() -> None:
         "jax": jax.__version__,
         "rounds": ROUNDS,
     }
-    forms = (softmax_gradient, rotary_gradient, norm_gradient, drawing)
+    forms = (softmax_gradient, rotary_gradient, norm_gradient, drawing, drawing_by_blocks, decoding)
     for choice, calls in (*((form, CALLS) for form in forms), (steps, 1)):
         assert choice.__doc__
         result[choice.__name__] = {"what": choice.__doc__, **compare(choice(), calls)}

@@ -87,15 +87,15 @@ def corpus(mesh: Mesh) -> dict[str, Any]:
     """The corpus of `corpus_case` sampled on the mesh, and the shards that its cache and parameters were in."""
     case = corpus_case()
     drawn = sample(**case, mesh=mesh, batch=512)
-    compiled = programs(case["net"], case["sampling"], mesh, layers_apart=True)
+    compiled = programs(case["net"], case["sampling"], mesh)
     params = jax.device_put(case["params"], dict(compiled.params))
     block = case["prompts"][:512]
     logits, kv = compiled.prefill(params, None, block, block != PAD, None)
     state, cache = compiled.begin(512, PROMPT)
     rows, key = np.arange(512), np.asarray(jax.random.key_data(case["key"]))
     state, cache = compiled.place(state, cache, logits, kv, (block != PAD).sum(1), rows, rows, rows, key, None)
-    placed = {"token": state.token, "k": cache.k[0], "read": kv[0], "embed": params["embed"]}
-    placed["q"] = compiled.layers(params)["blocks/attention/q/kernel"][0]
+    placed = {"token": state.token, "k": cache.k, "read": kv[0], "embed": params["embed"]}
+    placed["q"] = params["blocks/attention/q/kernel"]
     return {
         "tokens": drawn.tokens.tolist(),
         "near_tie": drawn.near_tie.tolist(),

@@ -301,10 +301,10 @@ def test_the_corpus_is_the_same_from_other_device_counts(devices):
     rows, split = 512 // {1: 1, 2: 2, 8: 4}[devices], 2 if devices == 8 else 1
     assert found["shards"] == {
         "token": [[rows]],
-        "k": [[rows, 2 // split, 8, 17]],
+        "k": [[2, rows, 2 // split, 17, 8]],
         "read": [[2, rows, 2 // split, 8, 8]],
         "embed": [[40 // split, 16]],
-        "q": [[16, 2 // split, 8]],
+        "q": [[2, 16, 2 // split, 8]],
     }
 
 

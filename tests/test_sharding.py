@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from subjax.errors import SubjaxError, UsageError
 from subjax.models import adapters
 from subjax.models.families import FAMILIES
+from subjax.parallel import rules
 from subjax.parallel.mesh import AXES, global_mesh, local_mesh, make_mesh, parse_mesh, replicated
 from subjax.parallel.rules import SAMPLE, TRAIN, Rules, shardings
 from subjax.schema import Tuning
@@ -106,11 +107,12 @@ def test_rules_give_a_partition_for_each_axis():
 def test_every_array_of_every_family_has_a_rule_for_every_axis(family, tuning):
     """An axis without a rule, a collision, or as many axes as dimensions: each would raise."""
     declared = adapters.tuned_axes(on_devices.tiny(family), Tuning(kind=tuning, rank=2))
-    for rules in (TRAIN, SAMPLE):
-        assert shardings(rules, make_mesh(), declared).keys() == declared.keys()
+    for table in (TRAIN, SAMPLE):
+        assert shardings(table, make_mesh(), declared).keys() == declared.keys()
 
 
 def test_a_dimension_that_does_not_divide_is_kept_whole_and_logged(caplog):
+    rules._tell.cache_clear()  # it is told once a process, and another test may have been told
     # The rules read a mesh's shape alone, so a described mesh of 8 serves on one device.
     mesh = jax.sharding.AbstractMesh((1, 4, 2), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
     with caplog.at_level(logging.WARNING, logger="subjax"):

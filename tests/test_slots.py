@@ -158,12 +158,15 @@ def test_layers_in_a_stack_and_apart_draw_the_same_rows(kind, monkeypatch):
 @pytest.mark.parametrize(
     ("platform", "weights", "memory", "expected"),
     [
-        ("cpu", 10**12, None, True), ("tpu", 1, 10**11, False), ("gpu", 16 * 10**9, 78 * 10**9, True),
+        ("cpu", 10**12, None, True), ("2 cpu", 1, None, False), ("tpu", 1, 10**11, False),
+        ("gpu", 16 * 10**9, 78 * 10**9, True), ("8 gpu", 16 * 10**9, 78 * 10**9, True),
         ("gpu", 54 * 10**9, 78 * 10**9, False),
     ],
 )  # fmt: skip
 def test_layers_stand_apart_where_a_stack_is_copied_and_there_is_room(platform, weights, memory, expected):
-    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+    *count, platform = platform.split()
+    devices = np.array([SimpleNamespace(platform=platform)] * int(*count or [1]))
+    mesh = SimpleNamespace(devices=devices, size=devices.size)
     assert apart(mesh, weights, memory) is expected
 
 

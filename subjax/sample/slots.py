@@ -76,9 +76,14 @@ def apart(mesh: Mesh, weights: float, memory: float | None) -> bool:
     """Whether decoding has each layer's arrays apart, in a copy of the weights that takes `weights` bytes a device.
 
     On a CPU it has, and on a GPU where there is room, since both copy a layer's slice out of a stack before they use it
-    (`subjax.models.cached.set_apart`). A TPU reads the slice where it lies. `memory`: bytes of a device; None on CPU.
+    (`subjax.models.cached.set_apart`). A TPU reads the slice where it lies. Several virtual devices of a CPU keep the
+    stack: they run what does not depend on one another in any order, and sums over devices would wait for each other.
+    `memory`: bytes of a device; None on CPU.
     """
-    return mesh.devices.flat[0].platform != "tpu" and (memory is None or weights <= COPY * memory)
+    platform = mesh.devices.flat[0].platform
+    if platform == "cpu":
+        return mesh.size == 1
+    return platform != "tpu" and (memory is None or weights <= COPY * memory)
 
 
 @functools.lru_cache(maxsize=32)
@@ -124,7 +129,7 @@ def programs(
         return cached.prefill(net, params, tokens, valid, prefix=prefix, adapter=adapter)
 
     # Not where a row's logits are split.
-    in_blocks = mesh.devices.flat[0].platform == "cpu" and mesh.shape["tensor"] == 1
+    in_blocks = mesh.devices.flat[0].platform == "cpu" and mesh.size == 1
     place = functools.partial(_place, sampling, in_blocks)
     decode = functools.partial(_decode, net, sampling, in_blocks)
     return Programs(
