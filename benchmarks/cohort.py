@@ -1,4 +1,4 @@
-"""Eight LoRA students at SmolLM2-135M: a cohort, runs in turn, workers side by side, transformers: rows a second.
+"""LoRA students at SmolLM2-135M (8; 16 on a GPU): a cohort, in turn, side by side, transformers: rows a second.
 
     python -m benchmarks.cohort            # about two hours on two cores
     python -m benchmarks.cohort --quick    # a tiny model, seconds a round: to see that it works
@@ -12,21 +12,24 @@ from typing import Any
 from benchmarks import data, harness, training
 from benchmarks.harness import Options, Side
 
-STUDENTS = 8
+STUDENTS = {"cpu": 8, "gpu": 16}
 
 
 def sides(asked: Options) -> list[Side]:
     """The ways to train eight students."""
     chats = data.chats()
     given = dict(
-        model=data.model(asked.size, asked.device), chats=chats, settings=training.settings(asked), students=STUDENTS
+        model=data.model(asked.size, asked.device),
+        chats=chats,
+        settings=training.settings(asked),
+        students=STUDENTS[asked.device],
     )
     found = [
         Side("subjax, cohort", "benchmarks.ours.cohort:start", given),
         Side("subjax, in turn", "benchmarks.ours.training:in_turn", given),
     ]
     if asked.device == "cpu":
-        half = given | dict(students=STUDENTS // 2)
+        half = given | dict(students=STUDENTS[asked.device] // 2)
         found.append(Side("subjax, side by side", "benchmarks.ours.training:in_turn", half, copies=2))
     return [*found, training.torch_side(asked, chats)]
 
@@ -39,7 +42,7 @@ def run(asked: Options) -> dict[str, Any]:
     pairs += [(name, "transformers", None) for name in found if name.startswith("subjax")]
     return harness.result(
         "cohort", asked, found, unit="rows", judged=pairs,
-        settings={**training.settings(asked), "students": STUDENTS, "rows": data.CORPUS},
+        settings={**training.settings(asked), "students": STUDENTS[asked.device], "rows": data.CORPUS},
     )  # fmt: skip
 
 

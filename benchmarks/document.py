@@ -36,7 +36,7 @@ COMPARISONS = {
         " for the last tokens alone, at its fastest batch.",
     ),
     "cohort": (
-        "Eight students",
+        "Students together",
         "Rows of all {students} students together, as in student fine-tuning. In turn and in transformers each student"
         " has the whole machine; side by side two processes have half of the cores each.",
     ),

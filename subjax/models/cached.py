@@ -80,9 +80,13 @@ def set_apart(net: Network, params: Mapping[str, jax.Array]) -> dict[str, jax.Ar
     A loop over a stack copies each layer's slice out of it before a product reads it, on CPU and on GPU: at one token a
     row that is as much memory traffic again as the product's own. The price is a program that grows with depth.
     """
-    layers = net.config.layers
-    stacked = {name for name, declared in net.declarations.items() if declared.axes[0] == "layers"}
-    return {n: tuple(a[i] for i in range(layers)) if n in stacked else a for n, a in params.items()}
+    names, layers = stacked(net), net.config.layers
+    return {n: tuple(a[i] for i in range(layers)) if n in names else a for n, a in params.items()}
+
+
+def stacked(net: Network) -> set[str]:
+    """The parameters of which each layer has its own, in a stack."""
+    return {name for name, declared in net.declarations.items() if declared.axes[0] == "layers"}
 
 
 def read(
@@ -293,8 +297,8 @@ def _mix(
         )
         held = None
     q = q.reshape(b, s, config.kv_heads, h // config.kv_heads, d).transpose(0, 2, 3, 1, 4)
-    parts = [(held, "ktd"), (own, "bktd")] if held is not None else [(own, "bktd")]
-    keys = [(held, "ktd"), (own, axes)] if held is not None else [(own, axes)]
+    values = [(held, "ktd"), (own, "bktd")] if held is not None else [(own, "bktd")]
+    keys = [*values[:-1], (own, axes)]
 
     def score(kv: KeyValue, axes: str) -> Array:
         k = kv[0].astype(q.dtype)
@@ -309,6 +313,6 @@ def _mix(
     def gather(share: Array, kv: KeyValue, axes: str) -> Array:
         return jnp.einsum(f"bkgqt,{axes}->bkgqd", share, kv[1].astype(q.dtype), precision=config.matmul_precision)
 
-    sums = [gather(share, *part) for share, part in zip(shares, parts, strict=True)]
+    sums = [gather(share, *part) for share, part in zip(shares, values, strict=True)]
     y = sums[0] if held is None else sums[0] + sums[1]
     return attention.o(y.transpose(0, 3, 1, 2, 4).reshape(b, s, h, d), adapter.get("o"))

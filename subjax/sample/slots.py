@@ -95,23 +95,14 @@ def programs(
     Shapes are told by what the programs are given. `layers_apart`: decoding has each layer's parameters and
     cache in arrays of their own.
     """
-    declared = {n: (d.shape, d.axes) for n, d in net.declarations.items()}
-    params_sh = shardings(SAMPLE, mesh, declared)
     rows: Any = NamedSharding(mesh, PartitionSpec(BATCH))  # Any: the typed records below hold arrays elsewhere
     whole: Any = replicated(mesh)
+    params_sh = shardings(SAMPLE, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items()})
     kv: Any = SAMPLE.sharding(mesh, (net.config.layers, 0, net.config.kv_heads, 0, 0), KV_AXES, "key-value cache")
     prefix_kv: Any = NamedSharding(mesh, PartitionSpec(*(part for i, part in enumerate(kv.spec) if i != 1)))
-    k_sh, v_sh, decoder_sh = kv, kv, dict[str, Any](params_sh)
-    if layers_apart:
-        layers = net.config.layers
-        batch, heads, *_ = kv.spec[1:]
-        v_sh = (NamedSharding(mesh, PartitionSpec(batch, heads)),) * layers
-        k_sh = v_sh
-        one = lambda sharding: NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))  # noqa: E731
-        decoder_sh = {n: (one(s),) * layers if declared[n][1][0] == "layers" else s for n, s in params_sh.items()}
-    state_sh, cache_sh = State(*(rows,) * len(State._fields)), Cache(k_sh, v_sh, rows, rows, whole)
     prefix_sh = Prefix(prefix_kv, prefix_kv, whole) if shared else None
-    held = (state_sh, cache_sh)
+    decoder_sh, kv_held = _apart(net, params_sh, kv) if layers_apart else (params_sh, kv)
+    held = (State(*(rows,) * len(State._fields)), Cache(kv_held, kv_held, rows, rows, whole))
 
     def begin(slots: int, columns: int) -> tuple[State, Cache]:
         none, zeros = jnp.zeros(slots, bool), jnp.zeros(slots, jnp.int32)
@@ -149,6 +140,15 @@ def programs(
         if layers_apart else lambda params: params,
         params_sh, decoder_sh, held, prefix_sh,
     )  # fmt: skip
+
+
+def _apart(net: Network, params: Mapping[str, NamedSharding], kv: NamedSharding) -> tuple[dict[str, Any], Any]:
+    """Shardings of parameters and of keys and values in a stack, as those of each layer's own arrays."""
+    layers = net.config.layers
+    own = lambda *axes: (NamedSharding(kv.mesh, PartitionSpec(*axes)),) * layers  # noqa: E731
+    stacked = cached.stacked(net)
+    apart = {name: own(*s.spec[1:]) if name in stacked else s for name, s in params.items()}
+    return apart, own(*kv.spec[1:3])  # rows and heads: the rest stands otherwise in keys than in values, and whole
 
 
 def _place(
