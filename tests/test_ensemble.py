@@ -21,8 +21,9 @@ from subjax.errors import Preempted, SubjaxError, UsageError
 from subjax.models.mlp import perceptron
 from subjax.parallel.mesh import make_mesh
 from subjax.stages import ensemble, execution
-from subjax.stages.blocks import Watch, side_by_side
+from subjax.stages.blocks import Watch
 from subjax.store import Store
+from subjax.threads import side_by_side
 
 # A small case that most tests share, because compiling is what takes their time: one auxiliary logit, so that the null
 # of KL needs no other network, and partial last batches on both sides.
@@ -243,7 +244,7 @@ def test_what_fails_in_one_block_stops_the_others():
         raise SubjaxError("its loss is nan")
 
     with pytest.raises(SubjaxError, match="its loss is nan"):
-        side_by_side([endless, fails, endless, endless], 2, watch)
+        side_by_side([endless, fails, endless, endless], 2, watch.stop)
     assert len(begun) < 3
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +18,12 @@ from subjax.models import cached
 from subjax.models.families import decoder_config
 from subjax.models.network import Network, network
 from subjax.parallel.mesh import make_mesh
-from subjax.sample import sampler
+from subjax.sample import reading, sampler
 from subjax.sample.noise import gumbel, uniform
 from subjax.sample.sampler import Drawn, Sampling, draw, sample
 from subjax.sample.slots import apart, programs
 from subjax.schema import Numerics
+from subjax.threads import side_by_side
 
 VOCAB, PROMPT, COMPLETION, END, PAD, ROWS = 24, 32, 12, 1, 0, 40
 LENGTH = PROMPT + COMPLETION
@@ -168,6 +170,64 @@ def test_layers_stand_apart_where_a_stack_is_copied_and_there_is_room(platform, 
     devices = np.array([SimpleNamespace(platform=platform)] * int(*count or [1]))
     mesh = SimpleNamespace(devices=devices, size=devices.size)
     assert apart(mesh, weights, memory) is expected
+
+
+# Lanes ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [8, ROWS])
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_rows_are_the_same_in_any_number_of_lanes(batch, lanes, monkeypatch):
+    monkeypatch.setattr(reading, "LANE", 2)
+    monkeypatch.setattr(sampler, "at_once", lambda mesh: lanes)
+    begun = []
+    monkeypatch.setattr(
+        sampler, "side_by_side", lambda works, *more: begun.append(len(works)) or side_by_side(works, *more)
+    )
+    assert_same(in_slots("rotary", SAMPLING, batch), plainly("rotary", SAMPLING))
+    assert begun == ([lanes] if lanes > 1 else [])
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 64), st.integers(1, 4))
+def test_lanes_have_each_prompt_once_and_no_more_slots_than_one_lane(lengths, batch, most):
+    asked = [(place, *range(length)) for place, length in enumerate(lengths)]
+    whole = reading.plan(asked, SAMPLING, batch, 1, True)
+    dealt = reading.lanes(whole, most)
+    assert 1 <= len(dealt) <= most
+    assert len(dealt) == 1 or min(lane.slots for lane in dealt) >= 1
+    assert sorted(row for lane in dealt for chunk in lane.chunks for row in chunk.rows) == list(range(len(asked)))
+    rows = [sum(len(chunk.rows) for chunk in lane.chunks) for lane in dealt]
+    assert max(rows) - min(rows) <= max(len(chunk.rows) for chunk in whole.chunks)
+    assert len({lane[2:] for lane in dealt}) == 1  # so they share their compiled programs
+    slots = dealt[0].slots
+    assert slots == max(rows) if len(asked) <= batch else len(dealt) * slots <= whole.slots
+
+
+def test_few_rows_stay_in_one_lane():
+    asked = [(row, 5) for row in range(500)]
+    assert [len(reading.lanes(reading.plan(asked, SAMPLING, batch, 1, True), 2)) for batch in (8, 63, 64)] == [1, 1, 2]
+    one = reading.plan([(3, 5)] * 500, SAMPLING, 100, 1, True)
+    assert reading.lanes(one, 2) == [one]
+
+
+def test_a_lane_that_fails_stops_the_others(monkeypatch):
+    monkeypatch.setattr(reading, "LANE", 2)
+    monkeypatch.setattr(sampler, "at_once", lambda mesh: 2)
+    met, decode = threading.Barrier(2), sampler._Slots.decode
+    calls = []
+
+    def fails(slots, until, out):
+        calls.append(slots)
+        if len(calls) <= 2:
+            met.wait(60)
+        if slots is calls[0]:
+            raise MemoryError("no room")
+        decode(slots, until, out)
+
+    monkeypatch.setattr(sampler._Slots, "decode", fails)
+    with pytest.raises(MemoryError, match="no room"):
+        in_slots("rotary", SAMPLING, 4)
+    assert len(calls) < ROWS // 2
 
 
 @settings(deadline=None, max_examples=5)

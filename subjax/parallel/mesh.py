@@ -12,7 +12,8 @@ from subjax.errors import UsageError
 from subjax.parallel.axes import AXES, Shape, parse_mesh, shown
 
 __all__ = [
-    "AXES", "Shape", "global_mesh", "local_mesh", "make_mesh", "memory_of", "parse_mesh", "put", "replicated",
+    "AXES", "Shape", "global_mesh", "local_mesh", "lone_cpu", "make_mesh", "memory_of", "parse_mesh", "put",
+    "replicated",
 ]  # fmt: skip
 
 # Auto is written out: jax.make_mesh's own default is Explicit, which is another programming model.
@@ -80,6 +81,11 @@ def local_mesh(mesh: Mesh) -> Mesh:
     own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     tensor = math.gcd(mesh.shape["tensor"], len(own))
     return make_mesh((1, len(own) // tensor, tensor), own)
+
+
+def lone_cpu(mesh: Mesh) -> bool:
+    """Whether the mesh is one CPU device: then all cores are its, and nothing is split."""
+    return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
 
 def memory_of(mesh: Mesh) -> float | None:

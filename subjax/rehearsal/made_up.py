@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from subjax.data.packed import PackedChats, PackedCohort
 from subjax.models.architecture import DecoderConfig
 from subjax.rehearsal.arrays import Rows
-from subjax.sample import sampler
+from subjax.sample import reading
+from subjax.sample.drawing import Sampling
 from subjax.schema_pretrained import Compute
 from subjax.stages import text_tuning
 from subjax.train.cohort import Cohort
@@ -91,16 +92,16 @@ class Prompts:
     prefix: int
     own: tuple[tuple[int, int], ...]
 
-    def plan(self, sampling: sampler.Sampling, batch: int, ways: int, on_cpu: bool) -> sampler.Layout:
+    def plan(self, sampling: Sampling, batch: int, ways: int, on_cpu: bool) -> reading.Layout:
         """How the sampler reads them, for `batch` rows at a time on a mesh whose batch axes are `ways`."""
         made = [
             (0,) * self.prefix + (1 + at,) * length for at, (length, times) in enumerate(self.own) for _ in range(times)
         ]
-        return sampler.plan(made, sampling, batch, ways, on_cpu)
+        return reading.plan(made, sampling, batch, ways, on_cpu)
 
 
 def prompts_of(prompts: Mapping[tuple[int, ...], int]) -> Prompts:
     """What the sampler sees of prompts and how often each is asked."""
     each = [prompt for prompt, times in prompts.items() for _ in range(times)]
-    prefix = len(sampler.common_prefix(each))
+    prefix = len(reading.common_prefix(each))
     return Prompts(prefix, tuple((len(prompt) - prefix, times) for prompt, times in prompts.items()))

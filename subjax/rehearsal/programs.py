@@ -22,7 +22,7 @@ from subjax.parallel.mesh import replicated
 from subjax.parallel.rules import COHORT, TRAIN, Rules, shardings
 from subjax.rehearsal.arrays import Array, Rows, described, put, ways
 from subjax.rehearsal.made_up import Chats, Prompts, packed
-from subjax.sample import sampler, slots
+from subjax.sample import reading, sampler, slots
 from subjax.sample.prefixes import padded
 from subjax.schema import Optimizer, Tuning
 from subjax.schema_pretrained import Compute
@@ -228,8 +228,9 @@ def sampling(spec: Sampling, mesh: Mesh, limit: float | None) -> Iterator[Progra
     the decoding loop. `limit`: bytes of a device's memory; None on CPU.
     """
     net, ways_of_rows = network(spec.config), mesh.shape["replica"] * mesh.shape["fsdp"]
-    layout = spec.prompts.plan(spec.sampling, spec.rows, ways_of_rows, limit is None)
-    asked = sum(len(chunk.rows) for chunk in layout.chunks)
+    all_lanes = spec.prompts.plan(spec.sampling, spec.rows, ways_of_rows, limit is None)
+    layout, *others = reading.lanes(all_lanes, reading.at_once(mesh))
+    calls = layout.slots * (1 + len(others)) / sum(len(chunk.rows) for chunk in all_lanes.chunks)
     bytes_each = jnp.dtype(spec.weights_dtype).itemsize
     apart = slots.apart(mesh, net.parameters * bytes_each / mesh.shape["tensor"], limit)
     with _Notes() as notes:
@@ -240,6 +241,7 @@ def sampling(spec: Sampling, mesh: Mesh, limit: float | None) -> Iterator[Progra
     tensor = _tensor_ways(net, made.params) | dict.fromkeys(lora, 1)
     weights = {"weights": list(params.values()), "adapters": jax.tree.leaves(adapter)}
     held = put(jax.eval_shape(functools.partial(made.begin, layout.slots, layout.columns)), made.held)
+    elsewhere = [held] * len(others)
     prefix, columns = None, 0
 
     def program(name, function, given, parts, beside, often, flops, data):
@@ -255,13 +257,20 @@ def sampling(spec: Sampling, mesh: Mesh, limit: float | None) -> Iterator[Progra
         given = (params, *put((Array((columns,), jnp.int32), Array((), jnp.int32)), whole), adapter)
         prefix = put(jax.eval_shape(made.share, *given), made.prefix)
         flops = costs.prefill(spec.config, 1, columns, lora, asked=False)
-        yield program("share", made.share, given, {"batch": given[1]}, held, layout.slots / asked, flops, 1)
-    width = sampler.width_of(layout.chunks[0], spec.sampling)
+        yield program("share", made.share, given, {"batch": given[1]}, [held, elsewhere], calls, flops, 1)
+    width = reading.width_of(layout.chunks[0], spec.sampling)
     tokens, valid = (Array((layout.read, width), dtype, sharding=whole) for dtype in (jnp.int32, jnp.bool_))
     flops = costs.prefill(spec.config, layout.read, width, lora, columns)
-    given, reads = (params, prefix, tokens, valid, adapter), len(layout.chunks) * layout.slots / asked
+    given, reads = (params, prefix, tokens, valid, adapter), len(all_lanes.chunks) * calls
     yield program(
-        "prefill", made.prefill, given, {"batch": (tokens, valid), "prefix": prefix}, held, reads, flops, ways_of_rows
+        "prefill",
+        made.prefill,
+        given,
+        {"batch": (tokens, valid), "prefix": prefix},
+        [held, elsewhere],
+        reads,
+        flops,
+        ways_of_rows,
     )
     state, cache = held
     until = Array((), jnp.int32, sharding=whole)
@@ -270,7 +279,7 @@ def sampling(spec: Sampling, mesh: Mesh, limit: float | None) -> Iterator[Progra
     layers: Any = params
     if apart:  # a copy: prefills read the stacked ones
         layers = put(jax.eval_shape(made.layers, params), made.decoded)
-    beside, often = params if apart else (), spec.sampling.completion - 1
+    beside, often = [params if apart else (), elsewhere], (spec.sampling.completion - 1) * (1 + len(others))
     yield program(
         "decode", made.decode, (layers, prefix, state, cache, until, adapter, None),
         {"batch": state, "cache": cache, "prefix": prefix}, beside, often, flops, ways_of_rows,

@@ -3,11 +3,15 @@
 A fixed number of slots decode together in one jitted while-loop over a donated cache. When enough of them have ended,
 the loop is left, further prompts are read and put into them, and it goes on. What all prompts begin with is read once;
 a prompt that is asked several times is read once; and prompts of like length are read together, so that short ones are
-not padded to the longest. Nothing of this changes an answer: row `i` draws token `t` with fold_in(fold_in(key, i), t),
-so a corpus is the same rows for any number of slots, mesh or order; only a near-tie (`subjax.sample.drawing`) can fall
-otherwise. Logits are not kept: for a real vocabulary they would be hundreds of times larger than the tokens.
+not padded to the longest. On a CPU the slots are in two lanes, each with a loop and a thread of its own: while one is
+at a part that fills one core, the other fills the rest. Nothing of this changes an answer: row `i` draws token `t` with
+fold_in(fold_in(key, i), t), so a corpus is the same rows for any number of slots, mesh or order; only a near-tie
+(`subjax.sample.drawing`) can fall otherwise. Logits are not kept: for a real vocabulary they would be hundreds of times
+larger than the tokens.
 """
 
+import functools
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,14 +26,12 @@ from subjax.models.network import Adapter, Network
 from subjax.parallel.mesh import memory_of, replicated
 from subjax.sample.constraint import Constraint
 from subjax.sample.drawing import NEAR_TIE, Sampling, draw, restrict
-from subjax.sample.prefixes import common_prefix, padded
+from subjax.sample.prefixes import padded
+from subjax.sample.reading import Chunk, Layout, at_once, lanes, plan, width_of
 from subjax.sample.slots import Programs, apart, programs
+from subjax.threads import side_by_side
 
 __all__ = ["NEAR_TIE", "Drawn", "Sampling", "draw", "restrict", "sample"]
-
-WIDTH = 8  # prompts are read, and held, in widths that are multiples of this: few shapes are compiled
-READ = 4  # prompts are read at least so many at a time where there are as many: fewer do not fill a processor
-CPU_READ = 8  # and on a CPU at most so many: more are no faster, and are padded to the longest of them
 
 
 class Drawn(NamedTuple):
@@ -39,85 +41,16 @@ class Drawn(NamedTuple):
     near_tie: np.ndarray
 
 
-class Chunk(NamedTuple):
-    """Prompts that are read together, and the rows that they are asked for.
-
-    Attributes:
-        prompts: their own parts, without the shared prefix.
-        rows: of each row its number among the prompts given to `sample`.
-        source: of each row its prompt's place in `prompts`.
-    """
-
-    prompts: list[tuple[int, ...]]
-    rows: list[int]
-    source: list[int]
-
-
-class Layout(NamedTuple):
-    """How prompts are read: the prefix of all, chunks of prompts, slots, rows put in at a time, prompts of a chunk, and
-    a cache's columns for prompts.
-    """
-
-    prefix: tuple[int, ...]
-    chunks: list[Chunk]
-    slots: int
-    group: int
-    read: int
-    columns: int
-
-
-def _rounded(n: int, multiple: int, most: int) -> int:
-    return min(-(-n // multiple) * multiple, most)
-
-
-def plan(prompts: Sequence[tuple[int, ...]], sampling: Sampling, batch: int, ways: int, on_cpu: bool) -> Layout:
-    """Lay out prompts (token ids without padding) for `batch` rows at a time on a mesh whose batch axes are `ways`."""
-    prefix = common_prefix(prompts)
-    rows_of: dict[tuple[int, ...], list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        rows_of.setdefault(prompt[len(prefix) :], []).append(row)
-    slots = max(ways, min(batch, len(prompts)) // ways * ways)
-    # An eighth of the slots stands empty for a time, at most, until rows are put in.
-    group = min(slots, max(READ, slots // 8))
-    group = min(group, max(CPU_READ, ways)) if on_cpu else group
-    # One prompt for each of these rows, or fewer where each is asked several times; not told by every repetition, so
-    # that blocks of rows find the same programs.
-    often = len(prompts) // len(rows_of)
-    read = group if often == 1 else min(max(READ, group // often), _power(len(rows_of)))
-    read = -(-read // ways) * ways
-    ordered = sorted(rows_of, key=len, reverse=True)
-    chunks = []
-    for first in range(0, len(ordered), read):
-        picked = ordered[first : first + read]
-        of = [(row, place) for place, prompt in enumerate(picked) for row in rows_of[prompt]]
-        chunks.append(Chunk(picked, [row for row, _ in of], [place for _, place in of]))
-    columns = _rounded(len(ordered[0]), WIDTH, sampling.prompt)
-    return Layout(prefix, chunks, slots, group, read, columns)
-
-
-def _power(n: int) -> int:
-    """The least power of two that is not below `n`."""
-    return 1 << (n - 1).bit_length()
-
-
-def width_of(chunk: Chunk, sampling: Sampling) -> int:
-    """Tokens to which a chunk's prompts are padded."""
-    return _rounded(max(map(len, chunk.prompts)), WIDTH, sampling.prompt)
-
-
 class _Slots:
-    """The slots at work: what is in them, on the devices and as the host sees it."""
+    """A lane's slots at work: what is in them, on the devices and as the host sees it."""
 
     def __init__(self, compiled: Programs, layout: Layout, sampling: Sampling, given: Mapping[str, Any]):
         self.compiled, self.layout, self.sampling = compiled, layout, sampling
         self.params, self.key, self.first = given["params"], given["key"], given["first"]
         self.adapter, self.constraint = given["adapter"], given["constraint"]
-        self.decoder = compiled.layers(self.params)
+        self.decoder, self.prefix = given["decoder"], given["prefix"]
         self.state, self.cache = compiled.begin(layout.slots, layout.columns)
         self.rows = np.full(layout.slots, -1)  # the row in each slot; -1 where there is none
-        self.prefix = None
-        if layout.prefix:
-            self.prefix = compiled.share(self.params, *padded(layout.prefix, sampling.pad), self.adapter)
 
     def read(self, chunk: Chunk) -> tuple[jax.Array, Any, np.ndarray]:
         """Logits behind a chunk's prompts, their keys and values, and their lengths."""
@@ -156,11 +89,11 @@ class _Slots:
         self.rows[over] = -1
 
 
-def _answered(slots: _Slots, out: Drawn) -> Drawn:
-    """All rows, put into slots as they come free."""
+def _answer(slots: _Slots, out: Drawn, over: threading.Event) -> None:
+    """Write down all rows of a lane, put into slots as they come free; or leave off when it is over."""
     layout = slots.layout
     waiting, read, taken = deque(layout.chunks), None, 0
-    while waiting or (slots.rows >= 0).any():
+    while not over.is_set() and (waiting or (slots.rows >= 0).any()):
         while waiting:
             chunk = waiting[0]
             count = min(layout.group, len(chunk.rows) - taken)
@@ -174,7 +107,6 @@ def _answered(slots: _Slots, out: Drawn) -> Drawn:
                 read, taken = None, 0
         wanted = min(layout.group, len(waiting[0].rows) - taken) if waiting else layout.slots
         slots.decode(wanted, out)
-    return out
 
 
 def _check(constraint: Constraint, sampling: Sampling, net: Network) -> None:
@@ -252,5 +184,18 @@ def sample(
     given: dict[str, Any] = {"params": jax.device_put(dict(params), compiled.params), "first": first}
     given["adapter"], given["constraint"] = jax.device_put((adapter, constraint), replicated(mesh))
     given["key"] = np.asarray(jax.random.key_data(key))
-    out = np.full((len(prompts), sampling.completion), sampling.pad, np.int32)
-    return _answered(_Slots(compiled, layout, sampling, given), Drawn(out, np.zeros(len(prompts), bool)))
+    given["decoder"], given["prefix"] = compiled.layers(given["params"]), None
+    if layout.prefix:
+        shared = padded(layout.prefix, sampling.pad)
+        given["prefix"] = compiled.share(given["params"], *shared, given["adapter"])
+    tokens = np.full((len(prompts), sampling.completion), sampling.pad, np.int32)
+    out, over = Drawn(tokens, np.zeros(len(prompts), bool)), threading.Event()
+    works = [
+        functools.partial(_answer, _Slots(compiled, lane, sampling, given), out, over)
+        for lane in lanes(layout, at_once(mesh))
+    ]
+    if len(works) == 1:
+        works[0]()
+    else:
+        side_by_side(works, len(works), over.set)
+    return out

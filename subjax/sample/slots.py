@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Int
 from subjax.models import cached
 from subjax.models.cached import Cache, KeyValue, Prefix
 from subjax.models.network import Network
-from subjax.parallel.mesh import replicated
+from subjax.parallel.mesh import lone_cpu, replicated
 from subjax.parallel.rules import BATCH, SAMPLE, shardings
 from subjax.sample.drawing import Sampling, draw_allowed, ended
 
@@ -82,7 +82,7 @@ def apart(mesh: Mesh, weights: float, memory: float | None) -> bool:
     """
     platform = mesh.devices.flat[0].platform
     if platform == "cpu":
-        return mesh.size == 1
+        return lone_cpu(mesh)
     return platform != "tpu" and (memory is None or weights <= COPY * memory)
 
 
@@ -119,8 +119,7 @@ def programs(
         tokens, valid = (jax.lax.with_sharding_constraint(a, rows) for a in (tokens, valid))
         return cached.prefill(net, params, tokens, valid, prefix=prefix, adapter=adapter)
 
-    # Not where a row's logits are split.
-    in_blocks = mesh.devices.flat[0].platform == "cpu" and mesh.size == 1
+    in_blocks = lone_cpu(mesh)  # not where a row's logits are split
     place = functools.partial(_place, sampling, in_blocks)
     decode = functools.partial(_decode, net, sampling, in_blocks)
     return Programs(

@@ -1,14 +1,10 @@
-"""Blocks of an ensemble's members, under way at once in threads of one process; watched and stopped together."""
+"""Blocks of an ensemble's members, under way at once in threads of one process: watched and stopped together."""
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
-from concurrent import futures
-from typing import TypeVar
+from collections.abc import Callable
 
 from subjax.errors import Preempted
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -29,21 +25,12 @@ class Watch:
                 f"stopped after epoch {self.done} of {self.total}; the same command begins this ensemble again"
             )
 
+    def stop(self) -> None:
+        """No further epoch shall begin."""
+        self.over = True
+
     def after(self) -> None:
         """An epoch is done."""
         with self._lock:
             self.done += 1
             self.progress(self.done, self.total, "epoch")
-
-
-def side_by_side(blocks: Sequence[Callable[[], T]], at_once: int, watch: Watch) -> list[T]:
-    """What the blocks give, `at_once` of them under way at a time. The first failure stops all, and is raised."""
-    with futures.ThreadPoolExecutor(at_once, "ensemble") as pool:
-        found = [pool.submit(block) for block in blocks]
-        try:
-            for done in futures.as_completed(found):
-                done.result()
-        finally:
-            watch.over = True
-            pool.shutdown(wait=False, cancel_futures=True)
-    return [done.result() for done in found]

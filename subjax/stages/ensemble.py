@@ -33,15 +33,16 @@ from subjax.data.addressing import generator
 from subjax.data.images import CLASSES
 from subjax.errors import SubjaxError, UsageError
 from subjax.models.mlp import Params, Perceptron, perceptron
-from subjax.parallel.mesh import make_mesh, put, replicated
+from subjax.parallel.mesh import lone_cpu, make_mesh, put, replicated
 from subjax.parallel.processes import group
 from subjax.parallel.rules import TRAIN
 from subjax.sample.noise import uniform
 from subjax.schema import Images
 from subjax.stages import VERSIONS
-from subjax.stages.blocks import Watch, side_by_side
+from subjax.stages.blocks import Watch
 from subjax.stages.task import Made, Task
 from subjax.store import Store, digest_rows
+from subjax.threads import side_by_side
 
 VERSION = VERSIONS["ensemble"]
 RESULTS = "results.json"
@@ -236,9 +237,9 @@ def train(
     blocks = _blocks(settings, net, mesh)
     watch = Watch(len(blocks) * (settings.teacher_epochs + settings.student_epochs), progress, should_stop)
     progress(0, watch.total, "epoch")
-    at_once = visible_cores() if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu" else 1
+    at_once = visible_cores() if lone_cpu(mesh) else 1
     block = functools.partial(_block, settings, net, mesh, real=real, test=test, watch=watch)
-    found = side_by_side([functools.partial(block, seeds) for seeds in blocks], at_once, watch)
+    found = side_by_side([functools.partial(block, seeds) for seeds in blocks], at_once, watch.stop)
     readings, curves = (
         {name: np.concatenate([part[which][name] for part in found])[: settings.seeds] for name in found[0][which]}
         for which in range(2)
