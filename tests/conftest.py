@@ -1,8 +1,10 @@
 """Settings that every test runs under."""
 
+import gc
 import os
 import signal
 import tempfile
+from pathlib import Path
 
 import jax
 import pytest
@@ -22,6 +24,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Commands that tests start must hear Ctrl-C also where the tests run in the background, with it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Let compiled programs go in time. Each takes several mappings of memory, of which Linux gives a process 65,530;
+    where there are no more, the compiler ends the process.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
