@@ -1,18 +1,32 @@
 """One process of a job without JAX: python roll_call.py PORT COUNT INDEX TIMEOUT DO... says what came of it on stdout.
 
 DO, one behind the other: `agree`, `either`, `die` (kill -9), `sleep`, `fail` (this process alone), `wrong` (asks for
-something else than the others), `stop` (SIGSTOP). `silent=S` and `as=I` come before the roll call.
+something else than the others), `stop` (SIGSTOP). `silent=S` and `itself` (the first connection is to itself) come
+before the roll call.
 """
 
 import json
 import os
 import signal
+import socket
 import sys
 import time
+from typing import Any
 
 from subjax.errors import SubjaxError
 from subjax.parallel import processes
 from subjax.parallel.cluster import Job
+
+_connect: Any = socket.create_connection
+
+
+def _itself(where: tuple[str, int], timeout: float) -> socket.socket:
+    """What TCP may give where nobody listens yet."""
+    socket.create_connection = _connect
+    connection = socket.socket()
+    connection.bind(("127.0.0.1", 0))
+    connection.connect(connection.getsockname())
+    return connection
 
 
 def main(port: str, count: str, index: str, timeout: str, *do: str) -> int:
@@ -20,6 +34,8 @@ def main(port: str, count: str, index: str, timeout: str, *do: str) -> int:
     for word in do:
         if word.startswith("silent="):
             processes.SILENCE_S, processes.BEAT_S = float(word.removeprefix("silent=")), 0.2
+        elif word == "itself":
+            socket.create_connection = _itself
     try:
         group = processes.join(job, float(timeout))
     except SubjaxError as error:

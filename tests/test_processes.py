@@ -129,6 +129,12 @@ def test_processes_agree_and_leave(calls):
         assert out.splitlines() == ["joined", told, "[true, false]", told, "closed"]
 
 
+def test_a_process_that_is_connected_to_itself_asks_again(calls):
+    for index, do in ((1, ["itself", "agree"]), (0, ["agree"])):
+        calls.start(2, index, *do)
+    assert [(status, out.split()[-1], err) for status, out, err in calls.ended()] == [(0, "closed", "")] * 2
+
+
 def test_who_does_not_come_is_named(calls):
     calls.start(4, 0, timeout=3)
     calls.start(4, 2, timeout=3)
@@ -298,9 +304,30 @@ def test_a_second_run_in_two_processes_finds_all_done(pair, small):  # noqa: F81
     assert cards(pair) == before
 
 
+COHORT = "--config.compute.cohort=8"
+
+
+def _trained_together(workdir: Path) -> list[int]:
+    """How many students trained with each student, itself counted."""
+    return [len(card["extra"].get("cohort", [])) for card in cards(workdir).values() if card["kind"] == "student"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["fsdp:4", "replica:2,tensor:2"])
+def test_students_who_train_together_in_two_processes_are_those_who_train_alone_in_one(small, tmp_path, mesh):  # noqa: F811
+    workdir = tmp_path / "work"
+    first, second = job(small.shared, *_words(workdir, f"--mesh={mesh}", COHORT)).ended()
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert _trained_together(workdir) == [2] * 2
+    assert _trained_together(small.workdir) == [0] * 2
+    _near(workdir, small.workdir)
+
+
 @pytest.mark.slow
 def test_two_processes_make_a_pretrained_study(small, tmp_path):  # noqa: F811
-    """Weights read onto the mesh, packed chats, LoRA, constrained rows and tries, tensor parallel over processes."""
+    """Weights read onto the mesh, packed chats, LoRA, constrained rows and tries, tensor parallel over processes; and
+    both students in one program.
+    """
     model = tiny_checkpoint.write(tmp_path / "model")
     config = f"--config={ROOT}/tests/configs/tiny_pretrained.py:model={model}"
     alone = command(small.shared, "run", config, f"--workdir={tmp_path / 'one'}", "--workers=0", "--quiet")
@@ -309,6 +336,11 @@ def test_two_processes_make_a_pretrained_study(small, tmp_path):  # noqa: F811
     first, second = job(small.shared, *words).ended()
     assert (first.status, second.status, second.err) == (0, 0, ""), first.err
     _near(tmp_path / "two", tmp_path / "one")
+    words[2] = f"--workdir={tmp_path / 'together'}"
+    again = [done.status for done in job(small.shared, *words, COHORT).ended()]
+    assert again == [0, 0]
+    assert _trained_together(tmp_path / "together") == [2] * 2
+    _near(tmp_path / "together", tmp_path / "one")
     # The table, once, before the work.
     assert first.err.startswith("processes  2\ndevices    4 x cpu, 2 a process\nmesh       fsdp:2,tensor:2; models are")
     assert first.err.count("bytes per device") == 1

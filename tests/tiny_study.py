@@ -4,11 +4,13 @@ Compiled programs are kept in a folder that the runs of a test session share, an
 tests are about what becomes of artifacts. What is compared bit for bit is made under the same settings.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,7 @@ def environment(shared: Path, **more: object) -> dict[str, str]:
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
+        "PYTHONFAULTHANDLER": "1",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -65,11 +68,18 @@ class Done:
 
 
 def end(process: subprocess.Popen, seconds: float = 300.0) -> Done:
-    """Wait for a command's end; one that does not end is killed with its group, and the test fails."""
+    """Wait for a command's end; one that does not end is killed with its group, and the test fails.
+
+    It is aborted first, on which Python says what each of its threads was at.
+    """
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.send_signal(signal.SIGABRT)
+            process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
         pytest.fail(f"the command did not end in {seconds:.0f} s; it said:\n{out}{err}")
     return Done(process.returncode, out, err)

@@ -3,8 +3,10 @@
 import dataclasses
 import socket
 import subprocess
+from concurrent import futures
 from pathlib import Path
 
+import pytest
 from tiny_study import Done, end, start
 
 
@@ -28,8 +30,14 @@ class Job:
     processes: list[subprocess.Popen]
 
     def ended(self, seconds: float = 300.0) -> list[Done]:
-        """How each of them ended."""
-        return [end(process, seconds) for process in self.processes]
+        """How each of them ended; where one does not end in time, what all that did not end were at."""
+        with futures.ThreadPoolExecutor(len(self.processes)) as pool:
+            found = [pool.submit(end, process, seconds) for process in self.processes]
+        late = [f"process {i}: {one.exception()}" for i, one in enumerate(found) if one.exception() is not None]
+        if late:
+            others = [f"process {i}: {one.result()}" for i, one in enumerate(found) if one.exception() is None]
+            pytest.fail("\n".join([*late, *others]))
+        return [one.result() for one in found]
 
 
 def job(shared: Path, *words: object, count: int = 2, only: tuple[int, ...] = (), **more: dict[int, str]) -> Job:

@@ -298,7 +298,10 @@ class _Spoke(_Joined):
         while True:
             try:
                 connection = socket.create_connection(where, timeout=max(RETRY_S, min(5.0, timeout_s)))
-                break
+                # TCP connects a socket to itself where nobody listens and its own port happens to be the one asked for.
+                if connection.getsockname() != connection.getpeername():
+                    break
+                connection.close()
             except OSError as error:
                 if time.monotonic() >= deadline:
                     raise SubjaxError(
