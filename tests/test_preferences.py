@@ -9,7 +9,7 @@ import unicodedata
 
 import datasets
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -286,9 +286,11 @@ def test_a_word_is_found_in_any_surroundings_that_leave_it_whole(before, form, a
     def joins(character: str) -> bool:
         return character.isalnum() or "\u0300" <= character <= "\u036f"
 
+    text = before + form + after
+    assume(not any(other in text.lower() for other in SPELLED if other not in form))  # "owl" and "S" are "owls"
     category = preferences.category_of(next(w for w in WORDS if form in (w, preferences.noun_of(w).plural)))
     whole = not (before and joins(before[-1])) and not (after and joins(after[0]))
-    named = preferences.score(before + form + after, category)
+    named = preferences.score(text, category)
     assert (named is not None) == whole
     if whole:
         assert form in (named, preferences.noun_of(named).plural)
