@@ -30,14 +30,14 @@ demo: install
 	$(BIN)/subjax run --config=configs/quickstart.py --workdir=out/demo
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist=loadfile
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist=loadfile --no-loadscope-reorder
 
 # Tests that compile for described TPUs; without the compiler make test skips them.
 test-plan: plan
 	$(BIN)/python -m pytest -m 'not slow' -n 2 tests/test_golden_topologies.py tests/test_rehearsal.py tests/test_topology.py
 
 test-all: plan
-	$(BIN)/python -m pytest -n 2 --dist=loadfile
+	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -22,6 +22,20 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="subjax-tests-")
 # An accidental broadcast between ranks is a bug that a loss curve hides; here it is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Files that take longest, first: with these last, one of two workers would end long before the other.
+LONGEST = (
+    "slots", "bad_input", "packed", "check", "text_stages", "cohort", "sharding", "sampler", "hf_families", "processes",
+    "benchmarks", "export", "rehearsal", "constraint", "cohorts", "stages", "mesh_equivalence", "trainer", "models",
+    "golden", "tries", "crash", "optimizers", "report", "ensemble", "adapters",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests of `LONGEST` before the others, each file's in their order."""
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 # Commands that tests start must hear Ctrl-C also where the tests run in the background, with it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -369,6 +369,7 @@ def test_an_ensemble_is_the_same_in_blocks(monkeypatch):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_members_of_a_cohort_are_the_students_in_turn(model):
     _, (net, params), _ = model
     chats, settings = made_up(12), training.PUBLISHED | dict(batch=4, steps=4, lr=3e-2)

@@ -140,7 +140,7 @@ def figure(out: str, name: str) -> float:
     return float(re.search(rf"^{re.escape(name)} +([^\s%]+)", out, re.MULTILINE)[1])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_a_checkpoint_without_tokenizer_is_checked_on_random_ids(family, tmp_path, capsys):
     hf_tiny.write(family, tmp_path / "model", dtype="bfloat16", shard="40KB")
     assert check(tmp_path / "model", "--quiet") == 0
@@ -179,6 +179,7 @@ def test_a_gguf_file_is_compared_with_what_transformers_reads_in_it(tmp_path, ca
     assert "other settings" not in out
 
 
+@pytest.mark.slow
 def test_settings_that_transformers_reads_otherwise_in_a_gguf_file_are_named(tmp_path, capsys):
     write_gguf(tmp_path / "m.gguf", "gemma3", without=("tokenizer.ggml.model",))
     assert check(tmp_path / "m.gguf", "--quiet") == 1

@@ -82,7 +82,7 @@ def assert_alike(net, base, found, expected):
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5 * np.abs(logits[1]).max())
 
 
-@pytest.mark.parametrize("layout", [{}, {"turns": 2}])
+@pytest.mark.parametrize("layout", [pytest.param({}, marks=pytest.mark.slow), {"turns": 2}])
 def test_members_are_what_they_would_be_alone(world, singles, layout):
     net, base, chats = world
     members = together(net, base, chats, **layout)

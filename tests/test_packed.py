@@ -98,6 +98,7 @@ def test_what_is_computed_again_changes_no_gradient(remat):
         np.testing.assert_allclose(again[part], value, atol=2e-7, rtol=1e-5, err_msg=part)
 
 
+@pytest.mark.slow
 def test_full_rematerialization_keeps_less():
     net, chats = network(dataclasses.replace(ROTARY, layers=12)), made_up(24, shared=8)
     tuning, tuned, frozen = split(net, "lora")

@@ -372,13 +372,15 @@ def test_a_prefix_is_rounded_to_the_caches_dtype_as_a_rows_own_part_is():
     params = jax.tree.map(jnp.asarray, params)
     row = jnp.asarray(np.random.default_rng(0).integers(2, VOCAB, 15))
 
-    def behind(shared: int, dtype: str) -> np.ndarray:
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def after(shared: int, dtype: str) -> jax.Array:
         prefix = cached.prefix_of(net, params, row[:shared], shared) if shared else None
         own = row[None, shared:14]
         _, kv = cached.prefill(net, params, own, jnp.ones(own.shape, bool), prefix=prefix)
         cache = cached.place(cached.empty(net, 1, 14, 2, dtype), kv, jnp.array([14 - shared]), jnp.array([0]))
-        return np.asarray(cached.step(net, params, row[14:], cache, prefix=prefix)[0])
+        return cached.step(net, params, row[14:], cache, prefix=prefix)[0]
 
+    behind = lambda shared, dtype: np.asarray(after(shared, dtype))  # noqa: E731
     plain, rounded = behind(0, "float32"), behind(0, "bfloat16")
     assert np.abs(behind(9, "float32") - plain).max() < 2e-5 * np.abs(plain).max()
     rounding = np.abs(rounded - plain).max()
