@@ -4,7 +4,17 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import TypeVar
 
+from jax.sharding import Mesh
+
+from subjax.cpu import visible_cores
+from subjax.parallel.mesh import lone_cpu
+
 T = TypeVar("T")
+
+
+def most_at_once(mesh: Mesh) -> int:
+    """How many works a mesh gains by: as many as there are cores where it is one CPU device; elsewhere one."""
+    return visible_cores() if lone_cpu(mesh) else 1
 
 
 def side_by_side(works: Sequence[Callable[[], T]], at_once: int, over: Callable[[], None]) -> list[T]:

@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 from test_images import idx_bytes
 
-from subjax import config, schema, study
+from subjax import config, schema, study, threads
 from subjax.data import idx, images
 from subjax.data.images import CLASSES
 from subjax.errors import Preempted, SubjaxError, UsageError
@@ -220,7 +220,7 @@ def test_progress_and_stopping():
 
 def test_blocks_under_way_at_once_change_no_member(same, monkeypatch):
     monkeypatch.setattr(ensemble, "_CACHED", 1)  # a member a block
-    monkeypatch.setattr(ensemble, "visible_cores", lambda: 3)
+    monkeypatch.setattr(threads, "visible_cores", lambda: 3)
     told = []
     found = ensemble.train(SMALL, DATA, make_mesh(), progress=lambda *a: told.append(a))
     total = 5 * SMALL.seeds

@@ -302,6 +302,7 @@ class _Spoke(_Joined):
                 if connection.getsockname() != connection.getpeername():
                     break
                 connection.close()
+                raise ConnectionRefusedError("nobody listens there")
             except OSError as error:
                 if time.monotonic() >= deadline:
                     raise SubjaxError(

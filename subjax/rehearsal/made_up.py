@@ -9,6 +9,7 @@ from subjax.models.architecture import DecoderConfig
 from subjax.rehearsal.arrays import Rows
 from subjax.sample import reading
 from subjax.sample.drawing import Sampling
+from subjax.sample.prefixes import common_prefix
 from subjax.schema_pretrained import Compute
 from subjax.stages import text_tuning
 from subjax.train.cohort import Cohort
@@ -103,5 +104,5 @@ class Prompts:
 def prompts_of(prompts: Mapping[tuple[int, ...], int]) -> Prompts:
     """What the sampler sees of prompts and how often each is asked."""
     each = [prompt for prompt, times in prompts.items() for _ in range(times)]
-    prefix = len(reading.common_prefix(each))
+    prefix = len(common_prefix(each))
     return Prompts(prefix, tuple((len(prompt) - prefix, times) for prompt, times in prompts.items()))

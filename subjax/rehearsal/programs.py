@@ -230,7 +230,8 @@ def sampling(spec: Sampling, mesh: Mesh, limit: float | None) -> Iterator[Progra
     net, ways_of_rows = network(spec.config), mesh.shape["replica"] * mesh.shape["fsdp"]
     all_lanes = spec.prompts.plan(spec.sampling, spec.rows, ways_of_rows, limit is None)
     layout, *others = reading.lanes(all_lanes, reading.at_once(mesh))
-    calls = layout.slots * (1 + len(others)) / sum(len(chunk.rows) for chunk in all_lanes.chunks)
+    lanes = 1 + len(others)
+    calls = lanes * layout.slots / sum(len(chunk.rows) for chunk in all_lanes.chunks)
     bytes_each = jnp.dtype(spec.weights_dtype).itemsize
     apart = slots.apart(mesh, net.parameters * bytes_each / mesh.shape["tensor"], limit)
     with _Notes() as notes:
@@ -241,7 +242,6 @@ def sampling(spec: Sampling, mesh: Mesh, limit: float | None) -> Iterator[Progra
     tensor = _tensor_ways(net, made.params) | dict.fromkeys(lora, 1)
     weights = {"weights": list(params.values()), "adapters": jax.tree.leaves(adapter)}
     held = put(jax.eval_shape(functools.partial(made.begin, layout.slots, layout.columns)), made.held)
-    elsewhere = [held] * len(others)
     prefix, columns = None, 0
 
     def program(name, function, given, parts, beside, often, flops, data):
@@ -257,21 +257,13 @@ def sampling(spec: Sampling, mesh: Mesh, limit: float | None) -> Iterator[Progra
         given = (params, *put((Array((columns,), jnp.int32), Array((), jnp.int32)), whole), adapter)
         prefix = put(jax.eval_shape(made.share, *given), made.prefix)
         flops = costs.prefill(spec.config, 1, columns, lora, asked=False)
-        yield program("share", made.share, given, {"batch": given[1]}, [held, elsewhere], calls, flops, 1)
+        yield program("share", made.share, given, {"batch": given[1]}, [held] * lanes, calls, flops, 1)
     width = reading.width_of(layout.chunks[0], spec.sampling)
     tokens, valid = (Array((layout.read, width), dtype, sharding=whole) for dtype in (jnp.int32, jnp.bool_))
     flops = costs.prefill(spec.config, layout.read, width, lora, columns)
     given, reads = (params, prefix, tokens, valid, adapter), len(all_lanes.chunks) * calls
-    yield program(
-        "prefill",
-        made.prefill,
-        given,
-        {"batch": (tokens, valid), "prefix": prefix},
-        [held, elsewhere],
-        reads,
-        flops,
-        ways_of_rows,
-    )
+    parts = {"batch": (tokens, valid), "prefix": prefix}
+    yield program("prefill", made.prefill, given, parts, [held] * lanes, reads, flops, ways_of_rows)
     state, cache = held
     until = Array((), jnp.int32, sharding=whole)
     read = columns + cache.prompts + cache.drawn.shape[1]
@@ -279,7 +271,7 @@ def sampling(spec: Sampling, mesh: Mesh, limit: float | None) -> Iterator[Progra
     layers: Any = params
     if apart:  # a copy: prefills read the stacked ones
         layers = put(jax.eval_shape(made.layers, params), made.decoded)
-    beside, often = [params if apart else (), elsewhere], (spec.sampling.completion - 1) * (1 + len(others))
+    beside, often = [params if apart else (), [held] * len(others)], lanes * (spec.sampling.completion - 1)
     yield program(
         "decode", made.decode, (layers, prefix, state, cache, until, adapter, None),
         {"batch": state, "cache": cache, "prefix": prefix}, beside, often, flops, ways_of_rows,

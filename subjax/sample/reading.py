@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from subjax.cpu import visible_cores
-from subjax.parallel.mesh import lone_cpu
 from subjax.sample.drawing import Sampling
 from subjax.sample.prefixes import common_prefix
+from subjax.threads import most_at_once
 
-__all__ = ["Chunk", "Layout", "at_once", "common_prefix", "lanes", "plan", "width_of"]
+__all__ = ["Chunk", "Layout", "at_once", "lanes", "plan", "width_of"]
 
 WIDTH = 8  # prompts are read, and held, in widths that are multiples of this: few shapes are compiled
 READ = 4  # prompts are read at least so many at a time where there are as many: fewer do not fill a processor
@@ -87,7 +86,7 @@ def width_of(chunk: Chunk, sampling: Sampling) -> int:
 
 def at_once(mesh: Mesh) -> int:
     """How many lanes may work side by side on a mesh."""
-    return min(LANES, visible_cores()) if lone_cpu(mesh) else 1
+    return min(LANES, most_at_once(mesh))
 
 
 def lanes(layout: Layout, most: int) -> list[Layout]:

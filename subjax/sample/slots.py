@@ -81,9 +81,7 @@ def apart(mesh: Mesh, weights: float, memory: float | None) -> bool:
     `memory`: bytes of a device; None on CPU.
     """
     platform = mesh.devices.flat[0].platform
-    if platform == "cpu":
-        return lone_cpu(mesh)
-    return platform != "tpu" and (memory is None or weights <= COPY * memory)
+    return lone_cpu(mesh) or (platform not in ("cpu", "tpu") and (memory is None or weights <= COPY * memory))
 
 
 @functools.lru_cache(maxsize=32)

@@ -27,13 +27,12 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from subjax.config import from_dict
-from subjax.cpu import visible_cores
 from subjax.data import images
 from subjax.data.addressing import generator
 from subjax.data.images import CLASSES
 from subjax.errors import SubjaxError, UsageError
 from subjax.models.mlp import Params, Perceptron, perceptron
-from subjax.parallel.mesh import lone_cpu, make_mesh, put, replicated
+from subjax.parallel.mesh import make_mesh, put, replicated
 from subjax.parallel.processes import group
 from subjax.parallel.rules import TRAIN
 from subjax.sample.noise import uniform
@@ -42,7 +41,7 @@ from subjax.stages import VERSIONS
 from subjax.stages.blocks import Watch
 from subjax.stages.task import Made, Task
 from subjax.store import Store, digest_rows
-from subjax.threads import side_by_side
+from subjax.threads import most_at_once, side_by_side
 
 VERSION = VERSIONS["ensemble"]
 RESULTS = "results.json"
@@ -237,9 +236,8 @@ def train(
     blocks = _blocks(settings, net, mesh)
     watch = Watch(len(blocks) * (settings.teacher_epochs + settings.student_epochs), progress, should_stop)
     progress(0, watch.total, "epoch")
-    at_once = visible_cores() if lone_cpu(mesh) else 1
     block = functools.partial(_block, settings, net, mesh, real=real, test=test, watch=watch)
-    found = side_by_side([functools.partial(block, seeds) for seeds in blocks], at_once, watch.stop)
+    found = side_by_side([functools.partial(block, seeds) for seeds in blocks], most_at_once(mesh), watch.stop)
     readings, curves = (
         {name: np.concatenate([part[which][name] for part in found])[: settings.seeds] for name in found[0][which]}
         for which in range(2)
