@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -30,8 +31,9 @@ from subjax.models.families import decoder_config
 from subjax.models.network import Network, Params, network
 from subjax.parallel.mesh import make_mesh, parse_mesh
 from subjax.parallel.rules import SAMPLE, TRAIN, shardings
+from subjax.sample import sampler
 from subjax.sample.sampler import Sampling, sample
-from subjax.sample.slots import programs
+from subjax.sample.slots import Programs, State, programs
 from subjax.schema import Numerics, Optimizer, Tuning
 from subjax.train import trainer
 from subjax.train.losses import NextToken
@@ -85,8 +87,22 @@ def shard_shapes(array: jax.Array) -> list[list[int]]:
 
 def corpus(mesh: Mesh) -> dict[str, Any]:
     """The corpus of `corpus_case` sampled on the mesh, and the shards that its cache and parameters were in."""
-    case = corpus_case()
-    drawn = sample(**case, mesh=mesh, batch=512)
+    case, waited, last = corpus_case(), [], [None]
+
+    def watched(*asked: Any) -> Programs:
+        compiled = programs(*asked)
+
+        def place(state: State, *rest: Any) -> Any:
+            if state.token is last[0]:  # two in a row: nothing was read between them
+                waited.append(state.token.is_ready())
+            state, cache = compiled.place(state, *rest)
+            last[0] = state.token
+            return state, cache
+
+        return compiled._replace(place=place)
+
+    with mock.patch.object(sampler, "programs", watched):
+        drawn = sample(**case, mesh=mesh, batch=512)
     compiled = programs(case["net"], case["sampling"], mesh)
     params = jax.device_put(case["params"], dict(compiled.params))
     block = case["prompts"][:512]
@@ -94,12 +110,13 @@ def corpus(mesh: Mesh) -> dict[str, Any]:
     state, cache = compiled.begin(512, PROMPT)
     rows, key = np.arange(512), np.asarray(jax.random.key_data(case["key"]))
     state, cache = compiled.place(state, cache, logits, kv, (block != PAD).sum(1), rows, rows, rows, key, None)
-    placed = {"token": state.token, "k": cache.k, "read": kv[0], "embed": params["embed"]}
-    placed["q"] = params["blocks/attention/q/kernel"]
+    parts = {"token": state.token, "k": cache.k, "read": kv[0], "embed": params["embed"]}
+    parts["q"] = params["blocks/attention/q/kernel"]
     return {
         "tokens": drawn.tokens.tolist(),
         "near_tie": drawn.near_tie.tolist(),
-        "shards": {name: shard_shapes(array) for name, array in placed.items()},
+        "waited": waited,
+        "shards": {name: shard_shapes(array) for name, array in parts.items()},
     }
 
 

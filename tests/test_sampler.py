@@ -308,6 +308,14 @@ def test_the_corpus_is_the_same_from_other_device_counts(devices):
     }
 
 
+def test_a_program_on_several_cpu_devices_is_waited_for_before_the_next():
+    # More than 32 under way on each of several CPU devices can wait for each other for ever (parallel.mesh.settle).
+    for devices in (2, 8):
+        waited = on_devices.results(devices)["corpus"]["waited"]
+        assert len(waited) > 32
+        assert all(waited)
+
+
 def test_slots_prefixes_and_readings_are_the_same_on_eight_devices():
     found, alone = on_devices.results(8)["shared"], on_devices.shared(make_mesh())
     one, other = (Drawn(np.array(run["tokens"]), np.array(run["near_tie"])) for run in (found, alone))

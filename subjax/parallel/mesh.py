@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from subjax.parallel.axes import AXES, Shape, parse_mesh, shown
 
 __all__ = [
     "AXES", "Shape", "global_mesh", "local_mesh", "lone_cpu", "make_mesh", "memory_of", "parse_mesh", "put",
-    "replicated",
+    "replicated", "settle",
 ]  # fmt: skip
 
 # Auto is written out: jax.make_mesh's own default is Explicit, which is another programming model.
@@ -92,6 +93,17 @@ def memory_of(mesh: Mesh) -> float | None:
     """Bytes of memory of a device; None on CPU, whose memory is not a device's own."""
     device = mesh.devices.flat[0]
     return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
+
+
+def settle(value: Any, mesh: Mesh) -> None:
+    """Wait for the arrays of `value` where `mesh` is of several CPU devices.
+
+    Call it between programs that are dispatched without reading what they give. XLA's CPU client runs 32 of them a
+    device at most, and for one more it holds a thread of its pool, which has as many as there are devices: those under
+    way may need that thread to meet in a collective, and then nothing goes on.
+    """
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(value)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

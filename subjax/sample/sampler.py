@@ -23,7 +23,7 @@ from jaxtyping import Int
 
 from subjax.errors import UsageError
 from subjax.models.network import Adapter, Network
-from subjax.parallel.mesh import memory_of, replicated
+from subjax.parallel.mesh import memory_of, replicated, settle
 from subjax.sample.constraint import Constraint
 from subjax.sample.drawing import NEAR_TIE, Sampling, draw, restrict
 from subjax.sample.prefixes import padded
@@ -45,7 +45,7 @@ class _Slots:
     """A lane's slots at work: what is in them, on the devices and as the host sees it."""
 
     def __init__(self, compiled: Programs, layout: Layout, sampling: Sampling, given: Mapping[str, Any]):
-        self.compiled, self.layout, self.sampling = compiled, layout, sampling
+        self.compiled, self.layout, self.sampling, self.mesh = compiled, layout, sampling, given["mesh"]
         self.params, self.key, self.first = given["params"], given["key"], given["first"]
         self.adapter, self.constraint = given["adapter"], given["constraint"]
         self.decoder, self.prefix = given["decoder"], given["prefix"]
@@ -77,6 +77,7 @@ class _Slots:
         self.state, self.cache = self.compiled.place(
             self.state, self.cache, logits, kv, lengths, places, slots, numbers, self.key, self.constraint
         )
+        settle(self.state, self.mesh)
 
     def decode(self, until: int, out: Drawn) -> None:
         """Draw until so many slots are done, and write down the rows that have ended."""
@@ -181,7 +182,7 @@ def sample(
     layout = plan([tuple(row[row != sampling.pad].tolist()) for row in prompts], sampling, batch, ways, on_cpu)
     weights = sum(a.nbytes for a in params.values()) / mesh.shape["tensor"]
     compiled = programs(net, sampling, mesh, bool(layout.prefix), apart(mesh, weights, memory_of(mesh)))
-    given: dict[str, Any] = {"params": jax.device_put(dict(params), compiled.params), "first": first}
+    given: dict[str, Any] = {"params": jax.device_put(dict(params), compiled.params), "first": first, "mesh": mesh}
     given["adapter"], given["constraint"] = jax.device_put((adapter, constraint), replicated(mesh))
     given["key"] = np.asarray(jax.random.key_data(key))
     given["decoder"], given["prefix"] = compiled.layers(given["params"]), None
