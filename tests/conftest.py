@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import quick
 
 from subjax.accelerator import without_tpu
 
@@ -18,6 +19,8 @@ if "JAX_PLATFORMS" in os.environ:
 
 # Compiled programs that commands keep are the test session's own.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="subjax-tests-")
+
+quick.compile_here()
 
 # An accidental broadcast between ranks is a bug that a loss curve hides; here it is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -7,13 +7,13 @@ round. Each count of devices gets a process of its own, because a backend's coun
 import dataclasses
 import functools
 import json
-import os
 import subprocess
 import sys
 from typing import Any
 
 import jax
 import numpy as np
+import quick
 from jax.sharding import Mesh
 from on_mesh import weights
 from packed_rows import ROTARY, made_up
@@ -117,8 +117,7 @@ CHECKS = {check.__name__: check for check in (losses, first_step, corpus, packed
 @functools.cache
 def results(devices: int, check: str, *meshes: str) -> dict[str, Any]:
     """What a check gives on meshes of so many virtual devices."""
-    flags = "--xla_backend_optimization_level=0"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    env = quick.environment(quick.PLAIN, quick.FUSION)
     words = [sys.executable, __file__, str(devices), check, *meshes]
     done = subprocess.run(words, capture_output=True, text=True, env=env, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]

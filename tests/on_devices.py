@@ -3,14 +3,13 @@ a process of its own, with that many virtual CPU devices:
 
     python tests/on_devices.py 8 corpus shards      prints the results of the named checks as one line of JSON
 
-In a test, `results(8)` gives the results of the checks for 8 devices, and starts that process at most once. To add a
-check, write a function of a mesh that returns JSON, and add it to `CHECKS` and `ASKED`.
+In a test, `result(8, "corpus")` gives the result of a check, and starts that process at most once. To add a check,
+write a function of a mesh that returns JSON, and add it to `TOGETHER`.
 """
 
 import functools
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import quick
 import reference
 from etils import epath
 from jax.sharding import Mesh
@@ -198,17 +198,25 @@ def shared(mesh: Mesh) -> dict[str, Any]:
     return {"tokens": drawn.tokens.tolist(), "near_tie": drawn.near_tie.tolist(), "p": p.tolist()}
 
 
-CHECKS = {check.__name__: check for check in (corpus, init, shards, forward, checkpoint, activations, shared)}
-# What is asked of each device count: compiling takes most of the time, so nothing is asked twice for no reason.
-ASKED = {1: ("corpus",), 2: ("corpus", "forward"), 8: tuple(CHECKS)}
+# By device count, the checks that one process does: those that one file of tests asks, which one worker runs.
+TOGETHER = {
+    1: ((corpus,),),
+    2: ((corpus,), (forward,)),
+    8: ((corpus, shared), (init, shards, forward, checkpoint, activations)),
+}
+
+
+def result(devices: int, check: str) -> Any:
+    """The result of a check on `devices` virtual devices."""
+    together = ([found.__name__ for found in checks] for checks in TOGETHER[devices])
+    return _results(devices, next(tuple(names) for names in together if check in names))[check]
 
 
 @functools.cache
-def results(devices: int) -> dict[str, Any]:
-    """Results of the checks that are asked of `devices` virtual devices, by name."""
+def _results(devices: int, names: tuple[str, ...]) -> dict[str, Any]:
     # The count is given in the config alone: a flag of the test's own process must not reach the child.
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, __file__, str(devices), *ASKED[devices]]
+    command = [sys.executable, __file__, str(devices), *names]
+    environment = quick.environment(quick.FUSION)
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert ended.returncode == 0, ended.stderr[-4000:]
     found = json.loads(ended.stdout.splitlines()[-1])
@@ -223,7 +231,7 @@ def main(devices: int, names: list[str]) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     assert len(jax.devices()) == devices
     mesh = make_mesh(parse_mesh(MESHES[devices]))
-    print(json.dumps({name: CHECKS[name](mesh) for name in names}))
+    print(json.dumps({name: globals()[name](mesh) for name in names}))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ def test_muon_orthogonalizes_each_layers_matrix_apart(family, tuning):
     assert seen == (EVERY_MATRIX if tuning is FULL else set(adapters.tuned_axes(_net(family), tuning)))
     for name, layer, gradient, update in matrices(family, tuning):
         where = f"{name}, layer {layer}"
-        np.testing.assert_allclose(update, _alone("muon", gradient.shape)(gradient), atol=2e-5, err_msg=where)
+        # Each of five Newton-Schulz steps multiplies what is small by up to 3.44, and so float32's rounding: by 484.
+        np.testing.assert_allclose(update, _alone("muon", gradient.shape)(gradient), atol=5e-5, err_msg=where)
         # Five Newton-Schulz steps bring singular values near 1, not to it; the singular vectors stay.
         u, _, v = np.linalg.svd(gradient.astype(np.float64), full_matrices=False)
         scale = max(1.0, gradient.shape[1] / gradient.shape[0]) ** 0.5

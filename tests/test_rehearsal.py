@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import subprocess
 import sys
 import types
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import quick
 import rehearsed
 from etils import epath
 
@@ -192,7 +192,7 @@ def test_memory_is_that_of_the_step_that_is_run_on_a_mesh():
     """Four virtual devices, fsdp:2 and tensor:2; the plan's own batch, laid out as the fit's: of fixed rows, of packed
     chats in turns, and of a cohort's.
     """
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = quick.environment("--xla_force_host_platform_device_count=4", quick.PLAIN)
     ran = subprocess.run(
         [sys.executable, "tests/rehearsed.py"], env=env, cwd=ROOT, capture_output=True, text=True, check=False
     )

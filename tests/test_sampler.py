@@ -295,7 +295,7 @@ def test_the_corpus_is_the_same_from_other_batch_sizes(batch, rows):
 # A process of one device is what this one is already, so that another is asked only in the long run.
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2, 8])
 def test_the_corpus_is_the_same_from_other_device_counts(devices):
-    found = on_devices.results(devices)["corpus"]
+    found = on_devices.result(devices, "corpus")
     _assert_same_corpus(_corpus(512), Drawn(np.array(found["tokens"]), np.array(found["near_tie"])))
     # Batches of 512 over (replica, fsdp); heads and vocabulary over tensor: it was not the same work on each device.
     rows, split = 512 // {1: 1, 2: 2, 8: 4}[devices], 2 if devices == 8 else 1
@@ -311,13 +311,13 @@ def test_the_corpus_is_the_same_from_other_device_counts(devices):
 def test_a_program_on_several_cpu_devices_is_waited_for_before_the_next():
     # More than 32 under way on each of several CPU devices can wait for each other for ever (parallel.mesh.settle).
     for devices in (2, 8):
-        waited = on_devices.results(devices)["corpus"]["waited"]
+        waited = on_devices.result(devices, "corpus")["waited"]
         assert len(waited) > 32
         assert all(waited)
 
 
 def test_slots_prefixes_and_readings_are_the_same_on_eight_devices():
-    found, alone = on_devices.results(8)["shared"], on_devices.shared(make_mesh())
+    found, alone = on_devices.result(8, "shared"), on_devices.shared(make_mesh())
     one, other = (Drawn(np.array(run["tokens"]), np.array(run["near_tie"])) for run in (found, alone))
     _assert_same_corpus(one, other)
     assert len(set((one.tokens != on_devices.PAD).sum(1))) > 8  # ragged

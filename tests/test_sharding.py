@@ -170,7 +170,7 @@ SHARDS = {
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_parameters_are_split_over_8_devices(family):
-    found = on_devices.results(8)["shards"]
+    found = on_devices.result(8, "shards")
     assert found[f"{family} training"] == {name: [shape] for name, shape in SHARDS[family].items()}
     # The sampler keeps the embedding axis whole: there 8 is 32, and nothing else of these shapes is 8.
     sampling = {name: [[32 if size == 8 else size for size in shape]] for name, shape in SHARDS[family].items()}
@@ -178,7 +178,7 @@ def test_parameters_are_split_over_8_devices(family):
 
 
 def test_initial_parameters_do_not_depend_on_the_mesh():
-    on_eight = on_devices.results(8)["init"]
+    on_eight = on_devices.result(8, "init")
     assert on_eight["shards"] == {name: [shape] for name, shape in SHARDS["gpt"].items()}
     arrays = on_devices.initial(on_devices.tiny("gpt"), make_mesh())
     assert on_eight["digest"] == on_devices.digest(arrays)
@@ -197,18 +197,18 @@ def test_initial_parameters_do_not_depend_on_the_mesh():
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_logits_on_a_mesh_are_those_on_one_device(devices):
-    found = on_devices.results(devices)["forward"]
+    found = on_devices.result(devices, "forward")
     assert 0 <= found["apart"] < 2e-6
 
 
 def test_a_checkpoint_of_one_mesh_is_read_onto_another():
-    found = on_devices.results(8)["checkpoint"]
+    found = on_devices.result(8, "checkpoint")
     assert found["same"] == [True, True]
     assert found["shards"] == [[64, 6]]
 
 
 def test_a_step_splits_its_activations_by_rows_and_not_by_the_parameters_axis():
-    assert set(on_devices.results(8)["activations"]) == {"8"}  # 64 rows over 8 devices, never all of them on one
+    assert set(on_devices.result(8, "activations")) == {"8"}  # 64 rows over 8 devices, never all of them on one
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import on_mesh
 import pytest
+import quick
 from etils import epath
 from on_mesh import weights
 
@@ -503,9 +504,7 @@ def test_runs_with_equal_settings_share_one_program():
 
 def test_losses_agree_on_1_2_and_8_devices():
     """Shard shapes are asserted by the script; a loss of any mesh is within 2e-6 of one device's, relative."""
-    # The script's programs are many and its arithmetic small: less optimization saves most of its time.
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    env = quick.environment("--xla_force_host_platform_device_count=8", quick.PLAIN, quick.FUSION)
     done = subprocess.run([sys.executable, on_mesh.__file__], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     losses = json.loads(done.stdout.splitlines()[-1])
