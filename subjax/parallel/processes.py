@@ -6,6 +6,7 @@ signs of life. So whoever is missing at the start has a name; a process that is 
 the job at once, with one line; and no decision waits for a device.
 """
 
+import abc
 import contextlib
 import json
 import os
@@ -89,7 +90,7 @@ class _Line:
         self._socket.close()
 
 
-class _Joined(Group):
+class _Joined(Group, abc.ABC):
     """What process 0 and the others have in common."""
 
     job: Job
@@ -110,8 +111,9 @@ class _Joined(Group):
             self._changed.wait_for(lambda: self._round in self._answers)
             return self._answers.pop(self._round)
 
+    @abc.abstractmethod
     def _say(self, number: int, what: str, value: Any) -> None:
-        raise NotImplementedError
+        """Tell process 0 this process's `value` of a round."""
 
     def _beat(self, send: Callable[[], None]) -> None:
         def on() -> None:
