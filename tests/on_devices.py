@@ -4,7 +4,7 @@ a process of its own, with that many virtual CPU devices:
     python tests/on_devices.py 8 corpus shards      prints the results of the named checks as one line of JSON
 
 In a test, `result(8, "corpus")` gives the result of a check, and starts that process at most once. To add a check,
-write a function of a mesh that returns JSON, and add it to `TOGETHER`.
+write a function of a mesh that returns JSON, and add it to `CHECKS` and `TOGETHER`.
 """
 
 import functools
@@ -198,18 +198,18 @@ def shared(mesh: Mesh) -> dict[str, Any]:
     return {"tokens": drawn.tokens.tolist(), "near_tie": drawn.near_tie.tolist(), "p": p.tolist()}
 
 
+CHECKS = {check.__name__: check for check in (corpus, init, shards, forward, checkpoint, activations, shared)}
 # By device count, the checks that one process does: those that one file of tests asks, which one worker runs.
 TOGETHER = {
-    1: ((corpus,),),
-    2: ((corpus,), (forward,)),
-    8: ((corpus, shared), (init, shards, forward, checkpoint, activations)),
+    1: (("corpus",),),
+    2: (("corpus",), ("forward",)),
+    8: (("corpus", "shared"), ("init", "shards", "forward", "checkpoint", "activations")),
 }
 
 
 def result(devices: int, check: str) -> Any:
     """The result of a check on `devices` virtual devices."""
-    together = ([found.__name__ for found in checks] for checks in TOGETHER[devices])
-    return _results(devices, next(tuple(names) for names in together if check in names))[check]
+    return _results(devices, next(names for names in TOGETHER[devices] if check in names))[check]
 
 
 @functools.cache
@@ -231,7 +231,7 @@ def main(devices: int, names: list[str]) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     assert len(jax.devices()) == devices
     mesh = make_mesh(parse_mesh(MESHES[devices]))
-    print(json.dumps({name: globals()[name](mesh) for name in names}))
+    print(json.dumps({name: CHECKS[name](mesh) for name in names}))
 
 
 if __name__ == "__main__":

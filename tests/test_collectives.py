@@ -3,11 +3,11 @@
 # ruff: noqa: E501  (lines of compiled programs are as long as they are)
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
+import quick
 
 from subjax.parallel.collectives import Collective, by_kind, collectives, received
 
@@ -182,7 +182,7 @@ def test_a_program_compiled_here():
     all-gather: a layer's 64 x 64 matrix, five times: 5 x 16,384 bytes. all-reduce: a vector of 64, five times: 5 x 256.
     collective-permute: a device's 8 rows of 64, once: 2,048. reduce-scatter: the same rows, scattered: 2,048.
     """
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = quick.environment("--xla_force_host_platform_device_count=4")
     ran = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == {

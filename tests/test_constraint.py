@@ -4,7 +4,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -13,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import quick
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -437,7 +437,7 @@ def test_a_constraint_that_does_not_fit_is_told_in_one_line(completion, end, pie
 
 @pytest.mark.slow
 def test_rows_are_the_same_on_eight_devices():
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    environment = quick.environment()
     ended = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, timeout=600)
     assert ended.returncode == 0, ended.stderr[-4000:]
     assert "donated" not in ended.stderr, ended.stderr[-4000:]

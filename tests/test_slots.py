@@ -380,7 +380,9 @@ def test_a_prefix_is_rounded_to_the_caches_dtype_as_a_rows_own_part_is():
         cache = cached.place(cached.empty(net, 1, 14, 2, dtype), kv, jnp.array([14 - shared]), jnp.array([0]))
         return cached.step(net, params, row[14:], cache, prefix=prefix)[0]
 
-    behind = lambda shared, dtype: np.asarray(after(shared, dtype))  # noqa: E731
+    def behind(shared: int, dtype: str) -> np.ndarray:
+        return np.asarray(after(shared, dtype))
+
     plain, rounded = behind(0, "float32"), behind(0, "bfloat16")
     assert np.abs(behind(9, "float32") - plain).max() < 2e-5 * np.abs(plain).max()
     rounding = np.abs(rounded - plain).max()

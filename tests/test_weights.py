@@ -1,7 +1,6 @@
 """Weights on their way in: memory, shards on a mesh, and what does not fit."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import hf_tiny
 import ml_dtypes
 import numpy as np
 import pytest
+import quick
 import safetensors.numpy
 
 from subjax.errors import UsageError
@@ -137,7 +137,7 @@ print(json.dumps({n: spread[n].addressable_shards[0].data.nbytes / spread[n].nby
 
 
 def test_weights_go_to_their_shards(folder):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = quick.environment("--xla_force_host_platform_device_count=4")
     ran = subprocess.run(
         [sys.executable, "-c", ON_A_MESH, folder], capture_output=True, text=True, env=environment, cwd=HERE.parent
     )

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import quick
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "tests/configs/tiny.py"
@@ -25,10 +26,8 @@ SMALL = f"{CONFIG}:inits=1"
 def environment(shared: Path, **more: object) -> dict[str, str]:
     """The environment of a command; `shared` is where compiled programs are kept."""
     return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
+        **quick.environment(quick.PLAIN),
         "PYTHONFAULTHANDLER": "1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
