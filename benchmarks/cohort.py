@@ -1,10 +1,11 @@
 """LoRA students at SmolLM2-135M (8; 16 on a GPU): a cohort, in turn, side by side, transformers: rows a second.
 
-    python -m benchmarks.cohort            # about two hours on two cores
+    python -m benchmarks.cohort            # about an hour and a half on two cores
     python -m benchmarks.cohort --quick    # a tiny model, seconds a round: to see that it works
 
 Rows of all students together. In turn and in transformers a student has the whole machine; side by side each of two
-processes has half of the cores.
+processes has half of the cores. Runs in turn do not touch each other: a round of them is one student, the next round
+the next, and their rate is that of all.
 """
 
 from typing import Any
@@ -18,19 +19,13 @@ STUDENTS = {"cpu": 8, "gpu": 16}
 def sides(asked: Options) -> list[Side]:
     """The ways to train eight students."""
     chats = data.chats()
-    given = dict(
-        model=data.model(asked.size, asked.device),
-        chats=chats,
-        settings=training.settings(asked),
-        students=STUDENTS[asked.device],
-    )
+    given = dict(model=data.model(asked.size, asked.device), chats=chats, settings=training.settings(asked))
     found = [
-        Side("subjax, cohort", "benchmarks.ours.cohort:start", given),
-        Side("subjax, in turn", "benchmarks.ours.training:in_turn", given),
+        Side("subjax, cohort", "benchmarks.ours.cohort:start", given | dict(students=STUDENTS[asked.device])),
+        Side("subjax, in turn", "benchmarks.ours.training:start", given),
     ]
     if asked.device == "cpu":
-        half = given | dict(students=STUDENTS[asked.device] // 2)
-        found.append(Side("subjax, side by side", "benchmarks.ours.training:in_turn", half, copies=2))
+        found.append(Side("subjax, side by side", "benchmarks.ours.training:start", given, copies=2))
     return [*found, training.torch_side(asked, chats)]
 
 

@@ -44,7 +44,7 @@ def students(
 
 
 def start(setup: Mapping[str, Any]) -> Ready:
-    """Setup: as that of `benchmarks.ours.training.in_turn`; units are rows of all members together."""
+    """Setup: as that of `benchmarks.ours.training.start`, and `students`; units are rows of all members together."""
     net, params = models.load(setup["model"])
     chats, settings, count = setup["chats"], setup["settings"], setup["students"]
 

@@ -165,27 +165,13 @@ def timed_student(
 
 
 def start(setup: Mapping[str, Any]) -> Ready:
-    """Setup: `model`, `chats`, `settings`."""
+    """A student a round, by a seed of its own. Setup: `model`, `chats`, `settings`; of copies side by side, `index`."""
     net, params = models.load(setup["model"])
     chats, settings = setup["chats"], setup["settings"]
 
     def run(index: int, seconds: float) -> dict[str, Any]:
-        steps, took = timed_student(net, params, chats, settings, max(index, 0), seconds)
+        seed = 1000 * setup.get("index", 0) + max(index, 0)
+        steps, took = timed_student(net, params, chats, settings, seed, seconds)
         return {"units": steps * settings["batch"], "seconds": took, "steps": steps}
 
     return Ready(run, {"device": jax.devices()[0].device_kind, "parameters": net.parameters})
-
-
-def in_turn(setup: Mapping[str, Any]) -> Ready:
-    """Students one after another, each on rows and seeds of its own. Setup: as `start`'s, and `students`."""
-    net, params = models.load(setup["model"])
-    chats, settings, count = setup["chats"], setup["settings"], setup["students"]
-
-    def run(index: int, seconds: float) -> dict[str, Any]:
-        steps, took = 0, 0.0
-        for member in range(count):
-            more, longer = timed_student(net, params, chats, settings, 1000 * member + max(index, 0), seconds / count)
-            steps, took = steps + more, took + longer
-        return {"units": steps * settings["batch"], "seconds": took, "steps": steps}
-
-    return Ready(run, {"students": count})
