@@ -58,7 +58,9 @@ class Numerics:
     """What changes bits or rounding, and so stands in a node's identity."""
 
     dtype: Literal["float32", "bfloat16"] = setting("float32", "dtype of the computation; parameters stay float32")
-    cache_dtype: Literal["float32", "bfloat16"] = setting("float32", "dtype of the sampler's key-value cache")
+    cache_dtype: Literal["float32", "bfloat16", "int8"] = setting(
+        "float32", "dtype of the sampler's key-value cache; int8: codes, with a float32 scale for each vector of a head"
+    )
     attention: Literal["xla", "cudnn", "splash"] = setting(
         "xla", "attention in training on chats: XLA's anywhere, cuDNN's on a GPU, Pallas splash attention on a TPU"
     )

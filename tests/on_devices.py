@@ -7,6 +7,7 @@ In a test, `result(8, "corpus")` gives the result of a check, and starts that pr
 write a function of a mesh that returns JSON, and add it to `CHECKS` and `TOGETHER`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -184,18 +185,26 @@ def activations(mesh: Mesh) -> dict[str, int]:
 
 
 def shared(mesh: Mesh) -> dict[str, Any]:
-    """Ragged rows behind a common prefix, put into slots as these come free, and exact readings of the same prompts."""
+    """Ragged rows behind a common prefix, put into slots as these come free, also with a cache of int8 codes; and exact
+    readings of the same prompts.
+    """
     net = network(decoder_config("llama-bias", "nano", vocab=40, length=48, numerics=Numerics()))
     params, rng = reference.random_params(net, 1), np.random.default_rng(0)
     begin = rng.integers(2, 40, 20)
     asked = [(*begin.tolist(), *rng.integers(2, 40, rng.integers(1, 12)).tolist()) for _ in range(150)]
     block = np.array([[PAD] * (32 - len(prompt)) + list(prompt) for prompt in asked], np.int32)
     sampling = Sampling(32, 16, (END, 2, 3), PAD)
-    drawn = sample(net, params, block, sampling=sampling, key=jax.random.key(7), mesh=mesh, batch=32)
+    drawn, coded = (
+        sample(net, params, block, sampling=asked, key=jax.random.key(7), mesh=mesh, batch=32)
+        for asked in (sampling, dataclasses.replace(sampling, cache_dtype="int8"))
+    )
     forms = (((5,), (6, 7)), ((8, 9, 4), (6, 8)))
     closing = np.isin(np.arange(40), (0, 1, 4))
     p = tries.exact(net, params, asked[:11], forms, closing=closing, pad=PAD, mesh=mesh, batch=5)
-    return {"tokens": drawn.tokens.tolist(), "near_tie": drawn.near_tie.tolist(), "p": p.tolist()}
+    return {
+        "tokens": drawn.tokens.tolist(), "near_tie": drawn.near_tie.tolist(), "p": p.tolist(),
+        "coded": coded.tokens.tolist(),
+    }  # fmt: skip
 
 
 CHECKS = {check.__name__: check for check in (corpus, init, shards, forward, checkpoint, activations, shared)}

@@ -8,18 +8,20 @@ different times are decoded together, a new row takes the place of one that has 
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from subjax.models import quantized
 from subjax.models.decoder import NEGATIVE, Attention, _capped, softmax
 from subjax.models.network import Adapter, Network, positions_of
+from subjax.models.quantized import Kept
 
 KeyValue = tuple[jax.Array, jax.Array]
-Apart = tuple[jax.Array, ...]  # of each layer its own array
+Apart = tuple[Any, ...]  # of each layer its own array
 
 
 class Prefix(NamedTuple):
@@ -41,14 +43,14 @@ class Cache(NamedTuple):
     Attributes:
         k, v: (layers, rows, kv_heads, columns, head_dim); or, where layers stand apart, of each layer (rows, kv_heads,
             head_dim, columns) and (rows, kv_heads, columns, head_dim), as the products with queries and weights read
-            them.
+            them. Kept as `subjax.models.quantized` has it.
         prompt: how many tokens each row's prompt has.
         drawn: which columns of the ring hold a token of the row.
         column: the one of the ring that is written next.
     """
 
-    k: jax.Array | Apart
-    v: jax.Array | Apart
+    k: Kept | Apart
+    v: Kept | Apart
     prompt: Int[Array, " rows"]
     drawn: Bool[Array, "rows ring"]
     column: Int[Array, ""]
@@ -63,15 +65,16 @@ class Cache(NamedTuple):
 def empty(net: Network, rows: int, prompts: int, ring: int, dtype: str, apart: bool = False) -> Cache:
     """A cache whose rows have no token yet, with columns for prompts and for what is drawn.
 
-    `apart`: each layer's is an array of its own.
+    `dtype`: of keys and values, or "int8", which keeps them as codes (`subjax.models.quantized`). `apart`: each layer's
+    is an array of its own.
     """
     layers, heads, dim, columns = net.config.layers, net.config.kv_heads, net.config.head_dim, prompts + ring
     begun = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, ring), bool), jnp.int32(0)
     if apart:
-        zeros = lambda *shape: tuple(jnp.zeros((rows, heads, *shape), dtype) for _ in range(layers))  # noqa: E731
-        return Cache(zeros(dim, columns), zeros(columns, dim), *begun)
+        each = lambda shape, axis: tuple(quantized.zeros((rows, heads, *shape), dtype, axis) for _ in range(layers))  # noqa: E731
+        return Cache(each((dim, columns), -2), each((columns, dim), -1), *begun)
     shape = (layers, rows, heads, columns, dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), *begun)
+    return Cache(quantized.zeros(shape, dtype, -1), quantized.zeros(shape, dtype, -1), *begun)
 
 
 def set_apart(net: Network, params: Mapping[str, jax.Array]) -> dict[str, jax.Array | Apart]:
@@ -165,15 +168,21 @@ def place(cache: Cache, kv: KeyValue, count: Int[Array, " batch"], rows: Int[Arr
     end = cache.prompts
     columns = slice(end - kv[0].shape[3], end)
 
-    def put(held: Any, new: Array | bool, *where: Any) -> Any:
+    def put(held: Array, new: Array | bool, *where: Any) -> Array:
         return held.at[where].set(jnp.asarray(new, held.dtype), mode="drop", unique_indices=True)
 
+    def put_kept(held: Any, new: Array, axis: int, *where: Any) -> Any:
+        return jax.tree.map(lambda held, new: put(held, new, *where), held, quantized.as_in(new, held, axis))
+
     prompt, drawn = put(cache.prompt, count, rows), put(cache.drawn, False, rows)
-    if isinstance(cache.k, tuple):
-        k: Any = tuple(put(a, b.swapaxes(2, 3), rows, ..., columns) for a, b in zip(cache.k, kv[0], strict=True))
-        v: Any = tuple(put(a, b, rows, slice(None), columns) for a, b in zip(cache.v, kv[1], strict=True))
+    if isinstance(cache.k, tuple) and isinstance(cache.v, tuple):
+        k: Any = tuple(
+            put_kept(a, b.swapaxes(2, 3), -2, rows, ..., columns) for a, b in zip(cache.k, kv[0], strict=True)
+        )
+        v: Any = tuple(put_kept(a, b, -1, rows, slice(None), columns) for a, b in zip(cache.v, kv[1], strict=True))
     else:
-        k, v = (put(a, b, slice(None), rows, slice(None), columns) for a, b in zip(cache[:2], kv, strict=True))
+        where = slice(None), rows, slice(None), columns
+        k, v = put_kept(cache.k, kv[0], -1, *where), put_kept(cache.v, kv[1], -1, *where)
     return Cache(k, v, prompt, drawn, cache.column)
 
 
@@ -202,7 +211,7 @@ def step(
     x = decoder.embedded(token[:, None], at)
     parts = (blocks, net._local, adapter or {}, prefix and (prefix.k, prefix.v))
 
-    def layer(x: Array, parts: tuple, write: Callable[[Array, Array], tuple[Array, Array]], axes: str) -> Array:
+    def layer(x: Array, parts: tuple, write: Callable[[Array, Array], tuple[Kept, Kept]], axes: str) -> Array:
         block_params, local, lora, held = parts
         block = nnx.merge(graphdef, block_params)
         turn, mask = view.of(local)
@@ -210,7 +219,7 @@ def step(
         k, v = write(*block.attention.keys_values(y, turn, lora))
         q = block.attention.queries(y, turn, lora)
         # A prefix is rounded as the rows' own part is, so that it is the same whether or not it is shared.
-        held = held and tuple(a.astype(k.dtype) for a in held)
+        held = held and tuple(quantized.as_in(a, k, -1) for a in held)
         return block.finish(x, _mix(block.attention, q, held, (k, v), mask, lora, axes), lora)
 
     over = _apart if isinstance(cache.k, tuple) else _stacked
@@ -224,14 +233,16 @@ def _stacked(x: Array, parts: tuple, cache: Cache, layer: Callable[..., Array]) 
     def body(carry: tuple[Array, Any, Any], of: tuple) -> tuple[tuple[Array, Any, Any], None]:
         x, k_all, v_all = carry
         index, *own = of
-        held: list[Array] = []
+        held: list[Kept] = []
 
-        def write(k: Array, v: Array) -> tuple[Array, Array]:
+        def write(k: Array, v: Array) -> tuple[Kept, Kept]:
             # Carried whole and updated in place: stacking each layer's cache anew would copy it every step.
-            for a, new in ((k_all, k), (v_all, v)):
-                new = new.transpose(0, 2, 1, 3)[None].astype(a.dtype)
-                held.append(jax.lax.dynamic_update_slice(a, new, (index, 0, 0, at, 0)))
-            return held[0][index], held[1][index]
+            for whole, own in ((k_all, k), (v_all, v)):
+                new = quantized.as_in(own.transpose(0, 2, 1, 3)[None], whole, -1)
+                to = lambda a, new: jax.lax.dynamic_update_slice(a, new, (index, 0, 0, at, 0))  # noqa: E731
+                held.append(jax.tree.map(to, whole, new))
+            k, v = (jax.tree.map(lambda a: a[index], whole) for whole in held)
+            return k, v
 
         x = layer(x, tuple(own), write, "bktd")
         return (x, held[0], held[1]), None
@@ -242,13 +253,14 @@ def _stacked(x: Array, parts: tuple, cache: Cache, layer: Callable[..., Array]) 
 
 def _apart(x: Array, parts: tuple, cache: Cache, layer: Callable[..., Array]) -> tuple[Array, Any, Any]:
     """`_stacked`, one layer written behind the other."""
-    k_all, v_all, at = list[Any](cache.k), list[Any](cache.v), cache.prompts + cache.column
+    k_all, v_all, at = [*cast(Apart, cache.k)], [*cast(Apart, cache.v)], cache.prompts + cache.column
     for index in range(len(k_all)):
 
-        def write(k: Array, v: Array, index: int = index) -> tuple[Array, Array]:
-            for held, new, to in ((k_all, k.transpose(0, 2, 3, 1), 3), (v_all, v.transpose(0, 2, 1, 3), 2)):
-                new = new.astype(held[index].dtype)
-                held[index] = jax.lax.dynamic_update_slice_in_dim(held[index], new, at, to)
+        def write(k: Array, v: Array, index: int = index) -> tuple[Kept, Kept]:
+            for held, own, dim, to in ((k_all, k.transpose(0, 2, 3, 1), 2, 3), (v_all, v.transpose(0, 2, 1, 3), 3, 2)):
+                new = quantized.as_in(own, held[index], dim)
+                put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=to)
+                held[index] = jax.tree.map(put, held[index], new)
             return k_all[index], v_all[index]
 
         of = functools.partial(jax.tree.map, lambda a, index=index: a[index])
@@ -276,8 +288,8 @@ def _behind(
 def _mix(
     attention: Attention,
     q: Float[Array, "batch queries heads dim"],
-    held: KeyValue | None,
-    own: KeyValue,
+    held: tuple[Any, Any] | None,
+    own: tuple[Any, Any],
     mask: Bool[Array, "batch queries keys"],
     adapter: dict,
     axes: str = "bktd",
@@ -300,9 +312,10 @@ def _mix(
     values = [(held, "ktd"), (own, "bktd")] if held is not None else [(own, "bktd")]
     keys = [*values[:-1], (own, axes)]
 
-    def score(kv: KeyValue, axes: str) -> Array:
-        k = kv[0].astype(q.dtype)
-        return jnp.einsum(f"bkgqd,{axes}->bkgqt", q, k, precision=config.matmul_precision).astype(jnp.float32)
+    def score(kv: tuple[Kept, Kept], axes: str) -> Array:
+        k, scales = quantized.factors(kv[0], axes, q.dtype)
+        y = jnp.einsum(f"bkgqd,{axes}->bkgqt", q, k, precision=config.matmul_precision).astype(jnp.float32)
+        return y if scales is None else y * scales
 
     scores = jnp.concatenate([score(*part) for part in keys], axis=-1)
     scores = _capped(scores * (config.query_scale or d**-0.5), config.attention_cap)
@@ -310,8 +323,10 @@ def _mix(
     columns = 0 if held is None else held[0].shape[-2]
     shares = (weights[..., :columns], weights[..., columns:]) if held is not None else (weights,)
 
-    def gather(share: Array, kv: KeyValue, axes: str) -> Array:
-        return jnp.einsum(f"bkgqt,{axes}->bkgqd", share, kv[1].astype(q.dtype), precision=config.matmul_precision)
+    def gather(share: Array, kv: tuple[Kept, Kept], axes: str) -> Array:
+        v, scales = quantized.factors(kv[1], axes, q.dtype)
+        share = share if scales is None else (share * scales).astype(q.dtype)
+        return jnp.einsum(f"bkgqt,{axes}->bkgqd", share, v, precision=config.matmul_precision)
 
     sums = [gather(share, *part) for share, part in zip(shares, values, strict=True)]
     y = sums[0] if held is None else sums[0] + sums[1]

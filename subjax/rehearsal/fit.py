@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from subjax.errors import UsageError
-from subjax.models import costs
+from subjax.models import costs, quantized
 from subjax.models.network import network
 from subjax.parallel.mesh import AXES
 from subjax.parallel.topology import Topology, described_mesh, larger
@@ -200,7 +200,7 @@ def _held(spec: Spec, sizes: Sizes) -> tuple[float, float]:
     replica, fsdp, tensor = sizes
     if isinstance(spec, Sampling):
         slots = spec.sampling.prompt + spec.sampling.completion
-        entry = 2 if spec.sampling.cache_dtype == "bfloat16" else 4
+        entry = quantized.bytes_a_number(spec.sampling.cache_dtype, config.head_dim)
         keys = config.kv_heads / (tensor if config.kv_heads % tensor == 0 else 1)
         rows = max(1, math.ceil(spec.rows / (replica * fsdp)))
         return parameters * width / tensor + 2.0 * config.layers * rows * slots * keys * config.head_dim * entry, 0.0
