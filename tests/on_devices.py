@@ -195,8 +195,8 @@ def shared(mesh: Mesh) -> dict[str, Any]:
     block = np.array([[PAD] * (32 - len(prompt)) + list(prompt) for prompt in asked], np.int32)
     sampling = Sampling(32, 16, (END, 2, 3), PAD)
     drawn, coded = (
-        sample(net, params, block, sampling=asked, key=jax.random.key(7), mesh=mesh, batch=32)
-        for asked in (sampling, dataclasses.replace(sampling, cache_dtype="int8"))
+        sample(net, params, block, sampling=way, key=jax.random.key(7), mesh=mesh, batch=32)
+        for way in (sampling, dataclasses.replace(sampling, cache_dtype="int8"))
     )
     forms = (((5,), (6, 7)), ((8, 9, 4), (6, 8)))
     closing = np.isin(np.arange(40), (0, 1, 4))

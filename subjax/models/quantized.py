@@ -19,7 +19,7 @@ MOST = 127  # codes are symmetric
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """Vectors as codes. `scales` has the shape of `codes` but for the vectors' own axis, where it has one."""
+    """Vectors as codes, with a scale each: `scales` is shaped as `codes`, but of size 1 along the vectors' own axis."""
 
     codes: Int8[Array, "..."]
     scales: Float[Array, "..."]
