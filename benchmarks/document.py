@@ -4,6 +4,7 @@ python -m benchmarks.document
 """
 
 import argparse
+import importlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -229,6 +230,20 @@ def load(folder: pathlib.Path) -> list[dict[str, Any]]:
     return sorted(kept, key=lambda r: (r["device"] != "cpu", order.index(r["comparison"]), r["size"]))
 
 
+def missing(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Commands of the comparisons, and parts of comparisons, of which there is no result on a CPU."""
+    there = {(result["comparison"], result.get("part")) for result in results if result["device"] == "cpu"}
+    commands = []
+    for name in [*COMPARISONS, "utilization", "growth"]:
+        parts = getattr(importlib.import_module(f"benchmarks.{name}"), "PARTS", [None])
+        command = f"python -m benchmarks.{name}"
+        if not any((name, part) in there for part in parts):
+            commands.append(command)
+        else:
+            commands += [f"{command} --part={part}" for part in parts if (name, part) not in there]
+    return commands
+
+
 def trials(folder: pathlib.Path) -> list[str]:
     """What was tried outside of whole comparisons, as it was written down."""
     lines: list[str] = []
@@ -277,11 +292,8 @@ def write(results: pathlib.Path = RESULTS, docs: pathlib.Path = DOCS) -> pathlib
     """Write the page and its plots; returns the page."""
     docs.mkdir(parents=True, exist_ok=True)
     found = load(results)
-    there = {result["comparison"] for result in found if result["device"] == "cpu"}
     lines = [_HEAD, *overview(found)]
-    for name in [*COMPARISONS, "utilization", "growth"]:
-        if name not in there:
-            lines.append(f"\nNot measured yet: `python -m benchmarks.{name}`.")
+    lines += [f"\nNot measured yet: `{command}`." for command in missing(found)]
     if all(result["device"] == "cpu" for result in found):
         lines.append(
             "\nOn a GPU nothing has been run yet. The same commands run there (`--device=gpu --size=0.5B|1.5B|8B`,"

@@ -57,8 +57,8 @@ def samples_needed(p: np.ndarray, within: float = WITHIN) -> np.ndarray:
 
 
 def readings(found: Mapping[str, Any], side: str) -> np.ndarray | None:
-    """The probabilities that a side read, (questions, candidates); None where its rounds did not get through them."""
-    rows = [row["p"] for row in found[side]["rounds"] if "p" in row]
+    """The probabilities that a side read, (questions, candidates); None where no round of it got through them."""
+    rows = [row["p"] for row in found.get(side, {"rounds": []})["rounds"] if "p" in row]
     return np.array(rows[-1]) if rows else None
 
 
