@@ -513,3 +513,14 @@ def test_growth_has_its_tables_and_its_plot(tmp_path):
 
 def test_every_field_of_options_is_there():
     assert {field.name for field in dataclasses.fields(Options)} == {*QUICK, "out", "part"}
+
+
+@pytest.mark.slow
+def test_every_comparison_runs_to_its_results(tmp_path):
+    """All parts, as quick runs, in processes of their own; the page then holds each of them, and nothing is missing."""
+    for name in [*document.COMPARISONS, "utilization", "growth"]:
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--device=cpu", f"--out={tmp_path}"]
+        done = subprocess.run(command, cwd=harness.RESULTS.parent.parent, text=True, capture_output=True)
+        assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
+    text = document.write(tmp_path, tmp_path / "docs").read_text()
+    assert "Not measured yet" not in text and text.count("\n## ") == len(list(tmp_path.glob("*.json"))) == 12
