@@ -1,11 +1,10 @@
 """LoRA students at SmolLM2-135M (8; 16 on a GPU): a cohort, in turn, side by side, transformers: rows a second.
 
-    python -m benchmarks.cohort            # about an hour and a half on two cores
+    python -m benchmarks.cohort            # an hour or more on two cores
     python -m benchmarks.cohort --quick    # a tiny model, seconds a round: to see that it works
 
 Rows of all students together. In turn and in transformers a student has the whole machine; side by side each of two
-processes has half of the cores. Runs in turn do not touch each other: a round of them is one student, the next round
-the next, and their rate is that of all.
+processes has half of the cores. Runs in turn do not touch each other, so one stands for all: its rate is theirs.
 """
 
 from typing import Any

@@ -5,6 +5,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
 
 import hf_tiny
 import jax
@@ -15,6 +17,7 @@ import torch
 
 from benchmarks import costs, data, document, evaluation, growth, harness, training
 from benchmarks.harness import Options, Side
+from benchmarks.ours import clock as clocks
 from benchmarks.ours import cohort, models
 from benchmarks.ours import evaluation as our_evaluation
 from benchmarks.ours import sampling as our_sampling
@@ -223,7 +226,7 @@ def test_three_steps_of_a_student_are_the_same(model):
     chats = made_up(24)
     # A large rate, so that what the steps did shows in the losses behind them.
     settings = training.PUBLISHED | dict(batch=6, warmup=1, steps=4, lr=3e-2)
-    fitted = our_training.student(net, params, chats, settings, 5, our_training.Clock(1e9))
+    fitted = our_training.student(net, params, chats, settings, 5, clocks.Clock())
     tuning = Tuning(kind="lora", rank=settings["rank"], alpha=settings["alpha"])
     student = their_training.Student(their_models.load(given, CPU), settings, 4, CPU)
     set_pairs(student, adapters.init_tuned(net, tuning, params, jax.random.key(5)))
@@ -236,29 +239,82 @@ def test_three_steps_of_a_student_are_the_same(model):
     assert unmoved != pytest.approx(theirs[3], rel=1e-3)  # the steps moved something
 
 
-def test_a_timed_student_counts_whole_steps(model):
+def test_rounds_of_students_count_whole_steps(model):
     _, (net, params), _ = model
-    settings = training.PUBLISHED | dict(batch=4, steps=40)  # two dispatches of twenty steps
-    steps, took = our_training.timed_student(net, params, made_up(12), settings, 0, 1e-4)
-    assert (steps, took > 0) == (20, True)
+    began = []
+
+    def fits(steps):
+        def fit(clock, number):
+            began.append(number)
+            settings = training.PUBLISHED | dict(batch=4, steps=steps)
+            our_training.student(net, params, made_up(12), settings, number, clock)
+
+        return clocks.Fits(fit)
+
+    two = fits(60)  # three dispatches of twenty steps: the first is not timed
+    assert [two.round(1e-4)[0] for _ in range(3)] == [20, 20, 20]
+    assert began == [0, 1]  # a student that is at its end is followed by another
+    steps, took = two.round(0.3)
+    assert (steps % 20, took >= 0.3) == (0, True)
     with pytest.raises(SubjaxError, match="each dispatch of a fit's 6 steps is the first of its shape"):
-        our_training.timed_student(net, params, made_up(12), settings | dict(steps=6), 0, 1e-4)
+        fits(6).round(1e-4)
+
+
+def test_a_fit_stands_still_between_rounds():
+    seen, waits = [], threading.Event()
+
+    def fit(clock, number):
+        batches = [{"tokens": np.zeros((1, 1, 8))}]
+        for step in range(1, 100):
+            clock.coming(batches)
+            seen.append(step)
+            clock.progress(step, 100, "step")
+            assert not clock.should_stop()
+        waits.wait()
+
+    fits = clocks.Fits(fit)
+    time.sleep(0.05)
+    assert seen == []  # nothing before the first round
+    assert fits.round(0.0)[0] == 1
+    assert seen == [1, 2]
+    time.sleep(0.05)
+    assert seen == [1, 2]
+    assert fits.round(0.0)[0] == 1
+    assert seen == [1, 2, 3]
+
+
+def test_a_round_of_slow_steps_ends_with_the_one_that_fills_it(monkeypatch):
+    now, ahead = [0.0], [0.0]
+    monkeypatch.setattr(clocks.time, "perf_counter", lambda: now[0])
+
+    def arrive():
+        now[0] = max(now[0], ahead[0])
+
+    monkeypatch.setattr(clocks, "settle", arrive)
+    rounds = []
+    clock = clocks.Clock(lambda *round_: rounds.append(round_) or 150.0)
+    clock.seconds = 10.0
+    for step in range(1, 7):  # each takes 100 s on the device, and no time to dispatch
+        clock.coming([{"tokens": np.zeros((1, 1, 8))}])
+        ahead[0] = max(now[0], ahead[0]) + 100
+        clock.progress(step, 6, "step")
+        clock.should_stop()
+    assert rounds == [(1, 100.0), (2, 200.0), (2, 200.0)]
 
 
 def test_the_clock_stands_still_while_a_new_shape_compiles():
-    clock = our_training.Clock(0.0)
+    rounds = []
+    clock = clocks.Clock(lambda *round_: rounds.append(round_) or 0.0)
+    clock.seconds = 0.0
     short, long = ([{"tokens": np.zeros((1, 1, length))}] for length in (8, 16))
-    for done, batches, running, counted in ((1, short, False, 0), (2, short, True, 1)):
+    for done, batches, counted in ((1, short, []), (2, short, [1]), (3, long, [1]), (4, long, [1, 1])):
         clock.coming(batches)
         clock.progress(done, 9, "step")
-        assert (clock.should_stop(), clock.steps) == (running, counted)
-    clock.should_stop()  # runs again from step 2 on
-    clock.progress(3, 9, "step")
-    clock.coming(long)
-    assert clock.steps == 2
-    clock.progress(4, 9, "step")  # the step that compiles
+        clock.should_stop()
+        assert [steps for steps, _ in rounds] == counted
+    clock.progress(5, 9, "step")
     clock.stop()
-    assert clock.steps == 2
+    assert (clock.steps, clock.every) == (1, 3)
 
 
 def test_torch_pads_to_the_longest_row_and_reads_completions_alone():
@@ -373,8 +429,8 @@ def test_an_ensemble_is_the_same_in_blocks(monkeypatch):
 def test_members_of_a_cohort_are_the_students_in_turn(model):
     _, (net, params), _ = model
     chats, settings = made_up(12), training.PUBLISHED | dict(batch=4, steps=4, lr=3e-2)
-    alone = [our_training.student(net, params, chats, settings, seed, our_training.Clock(1e9)) for seed in (1, 2)]
-    clock = our_training.Clock(1e9)
+    alone = [our_training.student(net, params, chats, settings, seed, clocks.Clock()) for seed in (1, 2)]
+    clock = clocks.Clock()
     together = cohort.students(net, params, chats, settings, (1, 2), clock)
     for member, student in zip(together, alone, strict=True):
         losses = ([point["loss"] for point in fitted.curve] for fitted in (member, student))
@@ -473,7 +529,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "45 new tokens at most" in text
     assert "Share of the matrix-product ceiling (200 GFLOP/s in the same run): subjax 50 %." in text
     missing = re.findall(r"Not measured yet: `python -m benchmarks\.(.*)`", text)
-    assert "training" in missing and "sampling --part=ragged" in missing
+    assert {"training", "sampling --part=ragged"} <= set(missing)
     assert not {"sampling", "sampling --part=equal", "training --part=None"} & set(missing)
     picture = re.search(r'<img src="([\w.-]+)"', text)[1]
     assert (tmp_path / "docs" / picture).read_bytes().startswith(b"\x89PNG")
@@ -523,4 +579,5 @@ def test_every_comparison_runs_to_its_results(tmp_path):
         done = subprocess.run(command, cwd=harness.RESULTS.parent.parent, text=True, capture_output=True)
         assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
     text = document.write(tmp_path, tmp_path / "docs").read_text()
-    assert "Not measured yet" not in text and text.count("\n## ") == len(list(tmp_path.glob("*.json"))) == 12
+    assert "Not measured yet" not in text
+    assert text.count("\n## ") == len(list(tmp_path.glob("*.json"))) == 12

@@ -7,7 +7,8 @@ import jax
 
 from benchmarks.data import Chats
 from benchmarks.ours import models
-from benchmarks.ours.training import Clock, lengths_of, optimizer_of, steps_of, timed, tuning_of
+from benchmarks.ours.clock import Clock, Fits
+from benchmarks.ours.training import lengths_of, optimizer_of, steps_of, tuning_of
 from benchmarks.side import Ready
 from subjax.data.packed import PackedCohort
 from subjax.models.network import Network, Params
@@ -48,9 +49,12 @@ def start(setup: Mapping[str, Any]) -> Ready:
     net, params = models.load(setup["model"])
     chats, settings, count = setup["chats"], setup["settings"], setup["students"]
 
+    fits = Fits(
+        lambda clock, number: students(net, params, chats, settings, [1000 * m + number for m in range(count)], clock)
+    )
+
     def run(index: int, seconds: float) -> dict[str, Any]:
-        seeds = [1000 * member + max(index, 0) for member in range(count)]
-        steps, took = timed(lambda clock: students(net, params, chats, settings, seeds, clock), seconds)
+        steps, took = fits.round(seconds)
         return {"units": steps * settings["batch"] * count, "seconds": took, "steps": steps}
 
     return Ready(run, {"students": count})
