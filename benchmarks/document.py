@@ -48,7 +48,7 @@ COMPARISONS = {
         " them.",
     ),
 }
-
+ORDER = (*COMPARISONS, "utilization", "growth")  # of all that is measured
 
 PARTS = {
     "equal": "equal lengths", "ragged": "ragged lengths", "forms": "all written forms", "first": "one form a candidate",
@@ -225,16 +225,15 @@ def growth_plot(found: Mapping[str, Any], name: str) -> svg.Plot:
 def load(folder: pathlib.Path) -> list[dict[str, Any]]:
     """The results of a folder in the page's order; files of other kinds are passed over."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    order = [*COMPARISONS, "utilization", "growth"]
-    kept = [result for result in found if result.get("comparison") in order]
-    return sorted(kept, key=lambda r: (r["device"] != "cpu", order.index(r["comparison"]), r["size"]))
+    kept = [result for result in found if result.get("comparison") in ORDER]
+    return sorted(kept, key=lambda r: (r["device"] != "cpu", ORDER.index(r["comparison"]), r["size"]))
 
 
 def missing(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Commands of the comparisons, and parts of comparisons, of which there is no result on a CPU."""
     there = {(result["comparison"], result.get("part")) for result in results if result["device"] == "cpu"}
     commands = []
-    for name in [*COMPARISONS, "utilization", "growth"]:
+    for name in ORDER:
         parts = getattr(importlib.import_module(f"benchmarks.{name}"), "PARTS", [None])
         command = f"python -m benchmarks.{name}"
         if not any((name, part) in there for part in parts):
