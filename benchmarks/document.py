@@ -38,8 +38,8 @@ COMPARISONS = {
     ),
     "cohort": (
         "Students together",
-        "Rows of all {students} students together, as in student fine-tuning. In turn and in transformers each student"
-        " has the whole machine; side by side two processes have half of the cores each.",
+        "Rows of all {students} students together, as in student fine-tuning, in batches of {batch}. In turn and in"
+        " transformers each student has the whole machine; side by side two processes have half of the cores each.",
     ),
     "images": (
         "The image experiment",

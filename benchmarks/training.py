@@ -30,9 +30,9 @@ def micro_batches(batch: int, device: str) -> list[int]:
     return sorted({batch // n for n in parts if batch % n == 0})
 
 
-def torch_side(asked: Options, chats: data.Chats) -> Side:
-    """The side of transformers, peft and torch."""
-    model, chosen = data.model(asked.size, asked.device), settings(asked)
+def torch_side(asked: Options, chats: data.Chats, chosen: dict[str, Any]) -> Side:
+    """The side of transformers, peft and torch, by the settings that were chosen."""
+    model = data.model(asked.size, asked.device)
     given = dict(model=model, chats=chats, settings=chosen, micro=micro_batches(chosen["batch"], asked.device))
     return Side("transformers", "benchmarks.pytorch.training:start", given)
 
@@ -42,7 +42,7 @@ def run(asked: Options) -> dict[str, Any]:
     chats, chosen = data.chats(), settings(asked)
     model = data.model(asked.size, asked.device)
     given = dict(model=model, chats=chats, settings=chosen)
-    sides = [Side("subjax", "benchmarks.ours.training:start", given), torch_side(asked, chats)]
+    sides = [Side("subjax", "benchmarks.ours.training:start", given), torch_side(asked, chats, chosen)]
     found = harness.compare(sides, asked)
     return harness.result(
         "training", asked, found, unit="rows", judged=[("subjax", "transformers", WANTED)],
