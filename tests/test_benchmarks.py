@@ -567,6 +567,15 @@ def test_growth_has_its_tables_and_its_plot(tmp_path):
     assert (tmp_path / "docs" / "performance-growth.png").exists()
 
 
+def test_the_readme_s_figures_are_the_page_s():
+    root = harness.RESULTS.parent.parent
+    speed = (root / "README.md").read_text().split("\n## Speed\n")[1].split("\n## ")[0]
+    figures = re.findall(r"\*\*[\d.]+\*\* \[[\d.]+, [\d.]+\]", speed)
+    page = (root / "docs" / "performance.md").read_text().split("\n## ")[0]
+    assert len(figures) >= 7
+    assert not [figure for figure in figures if figure not in page]
+
+
 def test_every_field_of_options_is_there():
     assert {field.name for field in dataclasses.fields(Options)} == {*QUICK, "out", "part"}
 
