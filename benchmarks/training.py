@@ -30,11 +30,10 @@ def micro_batches(batch: int, device: str) -> list[int]:
     return sorted({batch // n for n in parts if batch % n == 0})
 
 
-def torch_side(asked: Options, chats: data.Chats, chosen: dict[str, Any]) -> Side:
-    """The side of transformers, peft and torch, by the settings that were chosen."""
-    model = data.model(asked.size, asked.device)
-    given = dict(model=model, chats=chats, settings=chosen, micro=micro_batches(chosen["batch"], asked.device))
-    return Side("transformers", "benchmarks.pytorch.training:start", given)
+def torch_side(given: dict[str, Any], device: str) -> Side:
+    """The side of transformers, peft and torch; `given`: what our sides are given too, `model`, `chats`, `settings`."""
+    micro = micro_batches(given["settings"]["batch"], device)
+    return Side("transformers", "benchmarks.pytorch.training:start", given | dict(micro=micro))
 
 
 def run(asked: Options) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def run(asked: Options) -> dict[str, Any]:
     chats, chosen = data.chats(), settings(asked)
     model = data.model(asked.size, asked.device)
     given = dict(model=model, chats=chats, settings=chosen)
-    sides = [Side("subjax", "benchmarks.ours.training:start", given), torch_side(asked, chats, chosen)]
+    sides = [Side("subjax", "benchmarks.ours.training:start", given), torch_side(given, asked.device)]
     found = harness.compare(sides, asked)
     return harness.result(
         "training", asked, found, unit="rows", judged=[("subjax", "transformers", WANTED)],
