@@ -255,6 +255,33 @@ def trials(folder: pathlib.Path) -> list[str]:
     return lines
 
 
+def depths(folder: pathlib.Path) -> list[str]:
+    """Compile time by depth and topology, as `benchmarks/compile_depth.py` wrote it."""
+    path = folder / "compile_depth.json"
+    if not path.exists():
+        return []
+    lines = [
+        "", "## Compiling by depth", "", "A full fine-tune's step, layers scanned: tracing and compiling, median and"
+        " range of the rounds; the program's lines before the compiler and after it.", "",
+    ]  # fmt: skip
+    rows = []
+    for topology, told in json.loads(path.read_text()).items():
+        wall = told["seconds"]["wall"]
+        few, more = list(told["lines"])[:2]
+        ok = "within" if wall["ratio"] <= told["wanted_within"] else "**not within**"
+        lines.append(
+            f"- {topology} ({told['compiler']}, {told['date']}): {more} layers took {wall['ratio']:.2f} times what"
+            f" {few} took, {ok} {told['wanted_within']}."
+        )
+        for depth, text in told["lines"].items():
+            took = wall[depth]
+            spread = f"{took['least']:.1f} – {took['most']:.1f}"
+            rows.append(
+                [topology, depth, f"{took['median']:.1f}", spread, number(text["lowered"]), number(text["compiled"])]
+            )
+    return lines + table(["topology", "layers", "seconds, median", "range", "lines before", "lines after"], rows)
+
+
 def section(found: Mapping[str, Any], docs: pathlib.Path) -> list[str]:
     """A result's part of the page; its plot is written beside."""
     name = f"performance-{svg.slug(named(found))}"
@@ -300,7 +327,7 @@ def write(results: pathlib.Path = RESULTS, docs: pathlib.Path = DOCS) -> pathlib
         )
     for result in found:
         lines += section(result, docs)
-    lines += trials(results)
+    lines += [*depths(results), *trials(results)]
     page = docs / "performance.md"
     page.write_text("\n".join(lines) + "\n")
     return page

@@ -567,6 +567,19 @@ def test_growth_has_its_tables_and_its_plot(tmp_path):
     assert (tmp_path / "docs" / "performance-growth.png").exists()
 
 
+def test_compile_time_by_depth_has_its_line_and_its_rows(tmp_path):
+    assert not document.depths(tmp_path)
+    wall = {depth: {"median": m, "least": m - 1, "most": m + 1} for depth, m in (("4", 10.0), ("64", 16.0))}
+    told = {
+        "compiler": "libtpu 1", "date": "2026-11-28", "wanted_within": 1.5, "seconds": {"wall": wall | {"ratio": 1.6}},
+        "lines": {"4": {"lowered": 100, "compiled": 200}, "64": {"lowered": 100, "compiled": 300}},
+    }  # fmt: skip
+    (tmp_path / "compile_depth.json").write_text(json.dumps({"v5e:4x4": told}))
+    text = "\n".join(document.depths(tmp_path))
+    assert "- v5e:4x4 (libtpu 1, 2026-11-28): 64 layers took 1.60 times what 4 took, **not within** 1.5." in text
+    assert "| v5e:4x4 | 64 | 16.0 | 15.0 – 17.0 | 100 | 300 |" in text
+
+
 def test_the_readme_s_figures_are_the_page_s():
     root = harness.RESULTS.parent.parent
     speed = (root / "README.md").read_text().split("\n## Speed\n")[1].split("\n## ")[0]
