@@ -1,4 +1,4 @@
-"""Plans of four studies for hardware that is not here, as `subjax plan --topology` prints them.
+"""Plans of five studies for hardware that is not here, as `subjax plan --topology` prints them.
 
     python benchmarks/plans.py                  all of them: about ten minutes on two cores, and up to 8 GB
     python benchmarks/plans.py llama-3.1-8b     one of them
@@ -21,10 +21,14 @@ PLANS: dict[str, tuple[str, ...]] = {
         _PAPER, "--config.models=llama=meta-llama/Llama-3.1-8B-Instruct", "--config.student.tuning.kind=full",
         "--config.student.batch=64", "--topology=v5p:4x4x4", "--mesh=fsdp:64",
     ),
-    # Its student's step does not fit along tensor; its sampling does. The line below says what would fit.
     "gemma-3-27b-sampling": (
         _PAPER, "--config.models=gemma=google/gemma-3-27b-it", "--config.student.batch=64", "--topology=v6e:4x4",
         "--mesh=tensor:16",
+    ),
+    # Does not fit, neither sampling nor training; it says what would.
+    "gemma-3-27b-full": (
+        _PAPER, "--config.models=gemma=google/gemma-3-27b-it", "--config.student.tuning.kind=full",
+        "--config.student.batch=64", "--topology=v6e:4x4", "--mesh=fsdp:16",
     ),
     "llama-3.1-70b-full": (
         _PAPER, "--config.models=llama=meta-llama/Llama-3.1-70B-Instruct", "--config.student.tuning.kind=full",

@@ -126,8 +126,8 @@ def _measured(program: Program, spec: Spec, topology: Topology, islands: list[in
             raise SubjaxError(
                 f"{program.name}: the compiler for {topology} failed, not for want of memory: {said}"
             ) from error
-        needed, room = refused(str(error), sum(held.values()) + beside)
-        room = room or topology.chip.hbm
+        taken, room = refused(str(error))
+        needed, room = taken + beside if taken else 0, room or topology.chip.hbm
         words = " ".join(str(error).split())
         parts = held | ({"temporaries": needed - sum(held.values()) - beside} if needed else {})
         parts |= {"beside": beside} if beside else {}
@@ -161,16 +161,21 @@ def _a_step(kinds: dict[str, tuple[int, float]], steps: int) -> dict[str, tuple[
     return {kind: (math.ceil(count / steps), size / steps) for kind, (count, size) in kinds.items()}
 
 
-def refused(message: str, arguments: int) -> tuple[int, int]:
-    """(bytes needed, bytes there) of a compiler that ran out of memory; 0 for what it does not say.
+_REFUSALS = (
+    r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
+    r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm",
+)
 
-    A TPU's says "the total memory required for HLO temporaries (104.79G) exceeds available HBM (15.75G)", to which the
-    arguments come, or "Used 159.94G of 15.75G hbm", which holds them.
+
+def refused(message: str) -> tuple[int, int]:
+    """(bytes that the program needs, bytes there) of a compiler that ran out of memory; 0 for what it does not say.
+
+    A TPU's says "the total memory required for HLO temporaries (104.79G) exceeds available HBM (15.75G)", or
+    "Used 159.94G of 15.75G hbm". Both hold the arguments, whatever the first one's words (a test asks the compiler).
     """
-    if found := re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message):
-        return int(float(found[1]) * _UNITS[found[2]]) + arguments, int(float(found[3]) * _UNITS[found[4]])
-    if found := re.search(r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message):
-        return int(float(found[1]) * _UNITS[found[2]]), int(float(found[3]) * _UNITS[found[4]])
+    for words in _REFUSALS:
+        if found := re.search(words, message):
+            return int(float(found[1]) * _UNITS[found[2]]), int(float(found[3]) * _UNITS[found[4]])
     return 0, 0
 
 

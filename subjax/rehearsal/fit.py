@@ -16,7 +16,7 @@ from subjax.rehearsal.programs import Sampling, Spec, Training
 from subjax.stages import text_tuning
 
 Sizes = tuple[int, int, int]  # of (replica, fsdp, tensor)
-ASKED = 3  # candidates that the compiler is asked of
+ASKED = 3  # refusals of the compiler before it is asked no more
 _LARGER = 4  # how often a topology is doubled in search
 
 
@@ -42,26 +42,28 @@ def what_would_fit(spec: Spec, topology: Topology, sizes: Sizes, programs: Seque
 
     Tried in this order, the cheapest for a study first: another mesh over the same devices (weights and state over
     more of them); less kept for gradients, and smaller cohorts, which change no study; fewer rows at a time, tensor
-    parallelism, more devices. None where nothing helped.
+    parallelism, more devices. What the compiler needed beyond an estimate is added to those that follow: a part that no
+    change so far has moved. After `ASKED` refusals the first that is still predicted to fit stands, unasked. None where
+    nothing helped.
     """
     failed = next(one for one in programs if not one.fits)
     room = failed.room or topology.chip.hbm
-    asked, guess = 0, None
+    refusals, missed = 0, 0
     for candidate in _candidates(spec, topology, sizes):
-        needed = estimate(candidate.spec, candidate.sizes, spec, sizes, failed, topology)
+        needed = missed + estimate(candidate.spec, candidate.sizes, spec, sizes, failed, topology)
         if needed > room:
             continue
-        guess = guess or Remedy(candidate.words, needed, False)
-        if asked == ASKED:
-            break
-        asked += 1
+        if refusals == ASKED:
+            return Remedy(candidate.words, needed, False)
         try:
             tried = figures(candidate.spec, candidate.topology, described_mesh(candidate.topology, candidate.sizes))
         except UsageError:
             continue
+        most = max(one.needed for one in tried)
         if all(one.fits for one in tried):
-            return Remedy(candidate.words, max(one.needed for one in tried), True)
-    return guess
+            return Remedy(candidate.words, most, True)
+        refusals, missed = refusals + 1, missed + max(0, most - needed)
+    return None
 
 
 def _named(sizes: Sizes) -> str:
