@@ -156,10 +156,15 @@ def facts(found: Mapping[str, Any]) -> list[str]:
     return ["", *(f"- {line}" for line in said)] if said else []
 
 
+def within(found: Mapping[str, Any]) -> str:
+    """Whether a `ratio` is at most what is `wanted_within`."""
+    said = "within" if found["ratio"] <= found["wanted_within"] else "**not within**"
+    return f"{said} {found['wanted_within']}"
+
+
 def growth(found: Mapping[str, Any]) -> list[str]:
     """Exponents by axis, every point, and compile time by depth."""
     depth = found["compile_by_depth"]
-    ok = "within" if depth["ratio"] <= depth["wanted_within"] else "**not within**"
     base = ", ".join(f"{name} {value}" for name, value in found["settings"]["base"].items())
     fits = [[axis, f"{e['step']:.2f}", f"{e['compile']:.2f}"] for axis, e in found["exponents"].items()]
     points = [
@@ -169,7 +174,7 @@ def growth(found: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     return [
         "", f"One axis moved at a time from {base}; tiny random Llamas, trained in full. Compiling {depth['layers'][1]}"
-        f" layers took {depth['ratio']:.2f} times what {depth['layers'][0]} took, {ok} {depth['wanted_within']}.",
+        f" layers took {depth['ratio']:.2f} times what {depth['layers'][0]} took, {within(depth)}.",
         *table(["axis", "exponent of step time", "exponent of compile time"], fits),
         *table([*found["settings"]["base"], "step, ms", "trace and compile, s"], points),
     ]  # fmt: skip
@@ -268,10 +273,9 @@ def depths(folder: pathlib.Path) -> list[str]:
     for topology, told in json.loads(path.read_text()).items():
         wall = told["seconds"]["wall"]
         few, more = list(told["lines"])[:2]
-        ok = "within" if wall["ratio"] <= told["wanted_within"] else "**not within**"
         lines.append(
             f"- {topology} ({told['compiler']}, {told['date']}): {more} layers took {wall['ratio']:.2f} times what"
-            f" {few} took, {ok} {told['wanted_within']}."
+            f" {few} took, {within(told | wall)}."
         )
         for depth, text in told["lines"].items():
             took = wall[depth]
