@@ -1,8 +1,8 @@
 """One process of a job without JAX: python roll_call.py PORT COUNT INDEX TIMEOUT DO... says what came of it on stdout.
 
 DO, one behind the other: `agree`, `either`, `die` (kill -9), `sleep`, `fail` (this process alone), `wrong` (asks for
-something else than the others), `stop` (SIGSTOP). `silent=S` and `itself` (the first connection is to itself) come
-before the roll call.
+something else than the others), `stop` (SIGSTOP). `silent=S`, `itself` (the first connection is to itself) and `slow`
+(to raise what the roll call raises) come before the roll call.
 """
 
 import json
@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from subjax.errors import SubjaxError
@@ -29,15 +30,27 @@ def _itself(where: tuple[str, int], timeout: float) -> socket.socket:
     return connection
 
 
+def _slow(joining: Callable[[Job, float], processes.Group]) -> Callable[[Job, float], processes.Group]:
+    def join(job: Job, timeout_s: float) -> processes.Group:
+        try:
+            return joining(job, timeout_s)
+        except SubjaxError:
+            time.sleep(1.0)
+            raise
+
+    return join
+
+
 def main(port: str, count: str, index: str, timeout: str, *do: str) -> int:
     job = Job(f"127.0.0.1:{port}", int(count), int(index), hosts=tuple(f"host{i}" for i in range(int(count))))
+    join = _slow(processes.join) if "slow" in do else processes.join
     for word in do:
         if word.startswith("silent="):
             processes.SILENCE_S, processes.BEAT_S = float(word.removeprefix("silent=")), 0.2
         elif word == "itself":
             socket.create_connection = _itself
     try:
-        group = processes.join(job, float(timeout))
+        group = join(job, float(timeout))
     except SubjaxError as error:
         print(f"refused: {error}", flush=True)
         return 1

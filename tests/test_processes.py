@@ -136,7 +136,7 @@ def test_a_process_that_is_connected_to_itself_asks_again(calls):
 
 
 def test_who_does_not_come_is_named(calls):
-    calls.start(4, 0, timeout=3)
+    calls.start(4, 0, "slow", timeout=3)  # also where the others are gone before it has said so
     calls.start(4, 2, timeout=3)
     (zero, out, _), (two, silent, err) = calls.ended()
     assert (zero, two, silent, err) == (1, 1, "", "")

@@ -168,6 +168,7 @@ class _Hub(_Joined):
             missing = [i for i in range(self.count) if i not in self.who]
         if self._refused or missing:
             text = self._refused or self._absent(missing, timeout_s)
+            self._ending.acquire()  # as in `_end`: that the others then go is no reason to be told
             for line, _ in self._callers:  # also those that were refused
                 line.send(end=1)
             raise SubjaxError(text)
