@@ -1,4 +1,5 @@
-"""A fit on four virtual devices beside what a plan says of it: python tests/rehearsed.py prints one line of JSON.
+"""Fits on four virtual devices beside what a plan says of them: python tests/rehearsed.py KIND... prints one line of
+JSON; a KIND is rows, packed or cohort.
 
 Both are made of the same job of a plan, or of packed chats: the plan's program is only described, the fit's is run, and
 the memory analysis is of the program that ran, lowered once more for the arrays that it was given.
@@ -6,6 +7,7 @@ the memory analysis is of the program that ran, lowered once more for the arrays
 
 import dataclasses
 import json
+import sys
 from typing import Any
 
 import jax
@@ -104,8 +106,8 @@ def compared(spec: programs.Training) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Compare them for the student of the tiny study, alone, and for packed chats, alone and as a cohort."""
+def main(*kinds: str) -> None:
+    """Compare some for the student of the tiny study, alone, and for packed chats, alone and as a cohort."""
     jax.config.update("jax_disable_most_optimizations", True)
     plan = study.plan(config.load("tests/configs/tiny.py", []))
     [job] = [job for job in jobs.jobs(plan, cohorts=False) if job.kind == "student"]
@@ -114,8 +116,8 @@ def main() -> None:
         job.spec, terms=(chats,), tuning=Tuning(kind="lora"), compute=Compute(remat="full", activations_gib=1e-4)
     )
     specs = {"rows": job.spec, "packed": packed, "cohort": dataclasses.replace(packed, members=3)}
-    print(json.dumps({name: compared(spec) for name, spec in specs.items()}))
+    print(json.dumps({kind: compared(specs[kind]) for kind in kinds}))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

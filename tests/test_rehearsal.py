@@ -191,17 +191,18 @@ def test_the_image_experiment_is_refused():
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
-def test_memory_is_that_of_the_step_that_is_run_on_a_mesh():
+@pytest.mark.parametrize("kinds", [["cohort"], pytest.param(["rows", "packed"], marks=pytest.mark.slow)], ids=str)
+def test_memory_is_that_of_the_step_that_is_run_on_a_mesh(kinds):
     """Four virtual devices, fsdp:2 and tensor:2; the plan's own batch, laid out as the fit's: of fixed rows, of packed
     chats in turns, and of a cohort's.
     """
     env = quick.environment("--xla_force_host_platform_device_count=4", quick.PLAIN)
     ran = subprocess.run(
-        [sys.executable, "tests/rehearsed.py"], env=env, cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "tests/rehearsed.py", *kinds], env=env, cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
-    assert list(found) == ["rows", "packed", "cohort"]
+    assert list(found) == kinds
     for one in found.values():
         assert one["predicted"] == pytest.approx(one["ran"], rel=0.1)
         assert one["described"] == one["batch"]

@@ -502,6 +502,7 @@ def test_runs_with_equal_settings_share_one_program():
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 1)
 
 
+@pytest.mark.slow  # test_mesh_equivalence.py asks the same of fsdp:4,tensor:2 in each run
 def test_losses_agree_on_1_2_and_8_devices():
     """Shard shapes are asserted by the script; a loss of any mesh is within 2e-6 of one device's, relative."""
     env = quick.environment("--xla_force_host_platform_device_count=8", quick.PLAIN, quick.FUSION)
