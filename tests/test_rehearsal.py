@@ -191,7 +191,9 @@ def test_the_image_experiment_is_refused():
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kinds", [["cohort"], pytest.param(["rows", "packed"], marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "kinds", [["cohort"], pytest.param(["rows", "packed"], marks=pytest.mark.slow)], ids=["cohort", "alone"]
+)
 def test_memory_is_that_of_the_step_that_is_run_on_a_mesh(kinds):
     """Four virtual devices, fsdp:2 and tensor:2; the plan's own batch, laid out as the fit's: of fixed rows, of packed
     chats in turns, and of a cohort's.
