@@ -22,8 +22,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 
 from subjax.models.families import decoder_config
+from subjax.parallel.axes import shown
 from subjax.parallel.topology import compiler_version, described_mesh, parse_topology
-from subjax.rehearsal.plans import default_mesh, mesh_text
+from subjax.rehearsal.plans import default_mesh
 from subjax.rehearsal.programs import Rows, Training, training
 from subjax.schema import Numerics, Optimizer, Tuning
 from subjax.train.losses import NextToken
@@ -89,7 +90,7 @@ def main() -> None:
         "jax": jax.__version__,
         "compiler": compiler_version(topology),
         "topology": str(topology),
-        "mesh": mesh_text(default_mesh(topology)),
+        "mesh": shown(default_mesh(topology)),
         "rounds": given.rounds,
         "seconds": found,
         "wanted_within": WANTED,

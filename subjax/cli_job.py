@@ -3,11 +3,12 @@
 import logging
 import os
 import sys
+import time
 import traceback
 
 from subjax.cli_arguments import Arguments, Command
 from subjax.errors import SubjaxError
-from subjax.parallel import cluster, processes
+from subjax.parallel import cluster, native, processes
 
 
 def in_job(command: Command, arguments: Arguments) -> int:
@@ -20,6 +21,9 @@ def in_job(command: Command, arguments: Arguments) -> int:
     if job is None:
         return command.do(arguments)
     group = processes.join(job, arguments.init_timeout)
+    # An abort that JAX's service causes waits here for the reason, which ends the process in its own way. The command
+    # begins behind it, since progress keeps the stderr that it finds.
+    native.Filter(lambda: time.sleep(1.0 if group.first else 2 * processes.SILENCE_S))
     if not group.first:
         logging.getLogger("subjax").setLevel(logging.ERROR)  # process 0 warns for all
     # Process 0 is given the time to fail in the same way, and to say so.

@@ -61,6 +61,20 @@ def full_error(path: os.PathLike[str] | str) -> DiskFull:
 
 
 @contextlib.contextmanager
+def full_told(path: os.PathLike[str] | str) -> Iterator[None]:
+    """Turn the block's error of a full disk, however a library words it, into `full_error`; of `path` where the error
+    names no file.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SubjaxError) or not disk_full(error):
+            raise
+        named = getattr(error, "filename", None)
+        raise full_error(named if isinstance(named, str) else path) from error
+
+
+@contextlib.contextmanager
 def writing(path: os.PathLike[str] | str) -> Iterator[None]:
     """Turn a system error of the block into a StoreError of one line that names `path` (a full disk has its own)."""
     try:

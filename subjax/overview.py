@@ -10,13 +10,13 @@ from subjax.results import smallest_lift
 from subjax.results_rows import family_of, trials
 from subjax.store import Store
 
-_UNITS = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+_UNITS = (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 def quantity(value: float) -> str:
     """A count with three figures and a unit prefix: 12,300,000 is "12.3 M"."""
     for prefix, size in _UNITS:
-        if value >= size:
+        if value >= 0.9995 * size:  # what three figures round to a whole unit
             return f"{value / size:.3g} {prefix}"
     return f"{value:.0f} "
 

@@ -1,7 +1,7 @@
 """What stands where: the table that a run on several devices prints before it begins.
 
 Everything follows from declarations (shapes, logical axes) and the rules; no array is made. Bytes are those of
-parameters, gradients' targets and optimizer moments at rest: activations and caches depend on the batch, and
+parameters, what is trained and optimizer moments at rest: activations and caches depend on the batch, and
 `subjax plan --topology` counts them.
 """
 
@@ -23,10 +23,12 @@ from subjax.overview import quantity
 from subjax.parallel.axes import Shape, shown
 from subjax.parallel.mesh import local_mesh
 from subjax.parallel.rules import SAMPLE, TRAIN, Rules
+from subjax.run_state import cohort_of
 from subjax.schema import Optimizer, Tuning
 from subjax.stages.models import world_network
 from subjax.train.optimizers import make_optimizer
 
+Array = tuple[str, tuple[int, ...], tuple[str, ...], str]  # name, shape, logical axes, dtype
 GROUPS = ("embedding", "attention", "mlp", "norms and biases")
 
 
@@ -44,6 +46,16 @@ class Part:
         return f"{over + (' *' if self.whole else ''):<17}{quantity(self.bytes) + 'B':>9}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What is trained of a model and how; whether its base stands beside it meanwhile; members of a cohort, at most."""
+
+    tuning: Tuning
+    optimizer: Optimizer
+    beside: bool = False
+    members: int = 1
+
+
 @dataclasses.dataclass
 class Model:
     """A network of the plan, the dtype that its frozen weights are held in, and what its nodes train of it and how."""
@@ -52,13 +64,14 @@ class Model:
     net: Network
     dtype: str
     nodes: Counter[str] = dataclasses.field(default_factory=Counter)
-    trained: set[tuple[Tuning, Optimizer]] = dataclasses.field(default_factory=set)
+    trained: set[Trained] = dataclasses.field(default_factory=set)
 
 
 def models_of(plan: Plan) -> list[Model]:
     """The distinct models of a plan, of which some node is made."""
     found: dict[tuple[Network, str], Model] = {}
     of_node: dict[str, Model] = {}
+    cohorts = Counter(cohort_of(node) for node in plan.nodes.values())
     for id, node in plan.nodes.items():
         model = _model(node, plan) if node.kind == "base" else _of_inputs(node, of_node)
         if model is None:
@@ -67,10 +80,11 @@ def models_of(plan: Plan) -> list[Model]:
         of_node[id] = model
         model.nodes[node.kind] += 1
         if node.kind == "base" and "optimizer" in node.config:
-            model.trained.add((Tuning(kind="full"), from_dict(Optimizer, node.config["optimizer"])))
+            model.trained.add(Trained(Tuning(kind="full"), from_dict(Optimizer, node.config["optimizer"])))
         elif "tuning" in node.config:
-            tuning, optimizer = node.config["tuning"], node.config["optimizer"]
-            model.trained.add((from_dict(Tuning, tuning), from_dict(Optimizer, optimizer)))
+            tuning, optimizer = from_dict(Tuning, node.config["tuning"]), from_dict(Optimizer, node.config["optimizer"])
+            members = cohorts[cohort] if (cohort := cohort_of(node)) else 1
+            model.trained.add(Trained(tuning, optimizer, tuning.kind != "lora", members))
     return list(found.values())
 
 
@@ -105,8 +119,8 @@ def _group(name: str, declared: Declaration) -> str:
     return next((group for group in ("attention", "mlp") if f"/{group}/" in name), "embedding")
 
 
-def _part(mesh: Mesh, rules: Rules, arrays: Iterable[tuple[str, tuple[int, ...], tuple[str, ...], str]]) -> Part:
-    """Where arrays stand, each given as (name, shape, logical axes, dtype)."""
+def _part(mesh: Mesh, rules: Rules, arrays: Iterable[Array]) -> Part:
+    """Where arrays stand."""
     axes: set[str] = set()
     whole: set[str] = set()
     total = 0
@@ -124,27 +138,53 @@ def _names(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (part,) if isinstance(part, str) else part or ()
 
 
-def parts(model: Model, mesh: Mesh, rules: Rules, tuning: Tuning | None) -> dict[str, Part]:
-    """Each group of a model's parameters under rules, and the adapters; `tuning`: what is trained, in float32."""
-    tuned = adapters.tuned_axes(model.net, tuning) if tuning else {}
-    out = {}
-    for group in GROUPS:
-        out[group] = _part(mesh, rules, [
-            (name, d.shape, d.axes, "float32" if name in tuned else model.dtype)
-            for name, d in model.net.declarations.items() if _group(name, d) == group
-        ])  # fmt: skip
-    if tuning and tuning.kind == "lora":
-        out["adapters"] = _part(mesh, rules, [(name, *declared, "float32") for name, declared in tuned.items()])
+def sampled_parts(model: Model, mesh: Mesh) -> dict[str, Part]:
+    """Each group of a model's parameters where it is asked."""
+    return _groups(model, mesh, SAMPLE, {})
+
+
+def trained_parts(model: Model, mesh: Mesh, trained: Trained) -> dict[str, Part]:
+    """Each group of a model's parameters in training, what is trained in float32; adapters; the base that stands beside
+    what was made of it; the optimizer.
+    """
+    tuned = _tuned(model, trained)
+    out = _groups(model, mesh, TRAIN, tuned)
+    if trained.tuning.kind == "lora":
+        out["adapters"] = _part(mesh, TRAIN, [(name, *declared, "float32") for name, declared in tuned.items()])
+    if trained.beside:
+        declared = {name: model.net.declarations[name] for name in tuned}
+        out["base beside"] = _part(mesh, TRAIN, [(n, d.shape, d.axes, model.dtype) for n, d in declared.items()])
+    out["optimizer"] = _optimizer(model, mesh, trained)
     return out
 
 
-def optimizer_part(model: Model, mesh: Mesh, tuning: Tuning, optimizer: Optimizer) -> Part:
+def _tuned(model: Model, trained: Trained) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+    """Shapes and logical axes of what is trained, of all members of a cohort together."""
+    alone = adapters.tuned_axes(model.net, trained.tuning)
+    if trained.members == 1:
+        return alone
+    return {name: ((trained.members, *shape), ("member", *axes)) for name, (shape, axes) in alone.items()}
+
+
+def _groups(
+    model: Model, mesh: Mesh, rules: Rules, tuned: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]
+) -> dict[str, Part]:
+    """Parts by group, of what is `tuned` as that says, in float32, and of the rest as it is declared."""
+    arrays: dict[str, list[Array]] = {group: [] for group in GROUPS}
+    for name, declared in model.net.declarations.items():
+        held = (*tuned[name], "float32") if name in tuned else (declared.shape, declared.axes, model.dtype)
+        arrays[_group(name, declared)].append((name, *held))
+    return {group: _part(mesh, rules, of_group) for group, of_group in arrays.items()}
+
+
+def _optimizer(model: Model, mesh: Mesh, trained: Trained) -> Part:
     """The optimizer's moments, each where its parameter is; counters and the like stand whole on every device."""
-    tuned = adapters.tuned_axes(model.net, tuning)
-    rule = make_optimizer(optimizer, 1, adapters.matrix_axes(model.net, tuning))
+    tuned = _tuned(model, trained)
+    rule = make_optimizer(trained.optimizer, 1, adapters.matrix_axes(model.net, trained.tuning))
     shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, (shape, _) in tuned.items()}
     arrays = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(rule.init, shapes)):
+    init = rule.init if trained.members == 1 else jax.vmap(rule.init)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(init, shapes)):
         names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey) and entry.key in tuned]
         same = bool(names) and leaf.shape == tuned[names[-1]][0]
         axes = tuned[names[-1]][1] if same else ("length",) * leaf.ndim  # `length` is split by no rule
@@ -180,12 +220,13 @@ def _block(model: Model, mesh: Mesh, local: Mesh) -> Iterator[str]:
     """A model's lines: what takes most in training, and in sampling."""
     made = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in model.nodes.items())
     yield f"{model.name}: {quantity(model.net.parameters)} parameters; {made}".replace("corpuss", "corpora")
-    sampled = parts(model, local, SAMPLE, None)
+    sampled = sampled_parts(model, local)
     choices = []
-    for tuning, optimizer in sorted(model.trained, key=str):
-        trained = parts(model, mesh, TRAIN, tuning)
-        trained["optimizer"] = optimizer_part(model, mesh, tuning, optimizer)
-        choices.append((sum(part.bytes for part in trained.values()), f"{tuning.kind}, {optimizer.name}", trained))
+    for one in sorted(model.trained, key=str):
+        trained = trained_parts(model, mesh, one)
+        together = f", {one.members} together" if one.members > 1 else ""
+        words = f"{one.tuning.kind}, {one.optimizer.name}{together}"
+        choices.append((sum(part.bytes for part in trained.values()), words, trained))
     total, how, trained = max(choices, default=(0, "nothing is trained", {}), key=lambda choice: choice[0])
     yield f"  {'':<18}{f'training ({how})':<30}{'sampling, evaluation'}"
     for name in trained or sampled:

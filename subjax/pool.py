@@ -93,10 +93,11 @@ class Pool:
         worker.kill()
         del self.workers[worker.index]
         self.run.progress.end(worker.index)
+        running = [id for id in worker.batch if id in worker.running]
+        if running:
+            self.run.lost(running, worker.death())
         for id in worker.batch:
-            if id == worker.running:
-                self.run.lost(id, worker.death())
-            else:
+            if id not in worker.running:
                 self.run.schedule.again(id)
         if not worker.ready:
             self.stillborn += 1

@@ -125,14 +125,20 @@ class RunState:
         except (SubjaxError, OSError) as error:  # a full disk must not hide the failure itself
             self.progress.write(f"subjax: the failure of {id} could not be recorded: {one_line(error)}")
 
-    def lost(self, id: str, death: str) -> None:
-        """Note that a worker died at a node: tried once more, then failed."""
-        self.deaths[id] = self.deaths.get(id, 0) + 1
-        if self.deaths[id] > 1:
-            self.fail(id, f"{death}, twice; give it more memory, or fewer --workers")
-            return
-        self.progress.write(f"subjax: {title(self.plan.nodes[id])} ({id}): {death}; tried once more on a fresh worker")
-        self.schedule.again(id)
+    def lost(self, ids: list[str], death: str) -> None:
+        """Note that a worker died at a node, or at the members of a cohort: tried once more, then failed."""
+        again = [id for id in ids if not self.deaths.get(id)]
+        smaller = ", or a smaller compute.cohort" if len(ids) > 1 else ""
+        for id in ids:
+            self.deaths[id] = self.deaths.get(id, 0) + 1
+            if id in again:
+                self.schedule.again(id)
+            else:
+                self.fail(id, f"{death}, twice; give it more memory, or fewer --workers{smaller}")
+        if again:
+            more = f" and {len(again) - 1} more of its cohort" if len(again) > 1 else ""
+            named = f"{title(self.plan.nodes[again[0]])} ({again[0]}){more}"
+            self.progress.write(f"subjax: {named}: {death}; tried once more on a fresh worker")
 
     @property
     def ending(self) -> bool:

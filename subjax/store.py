@@ -37,7 +37,7 @@ from subjax.cards import (
     read_card,
     render_card,
 )
-from subjax.errors import SubjaxError, UsageError
+from subjax.errors import UsageError
 from subjax.files import StoreError
 from subjax.locks import SYSTEM_CLOCK, Busy, Clock, Lock, Owner, SystemClock, acquire, owner_of
 from subjax.verify import Problem
@@ -207,12 +207,8 @@ class Store:
         try:
             with files.writing(folder):
                 build._open()
-            yield build
-        except Exception as error:
-            if isinstance(error, SubjaxError) or not files.disk_full(error):
-                raise
-            named = getattr(error, "filename", None)
-            raise files.full_error(named if isinstance(named, str) else build.folder) from error
+            with files.full_told(build.folder):
+                yield build
         finally:
             build._close()
 

@@ -107,8 +107,7 @@ def make_nodes(
     for id in ids:
         emit(Event("started", id))
     try:
-        there = [id for id, record in zip(ids, records, strict=True) if group().first and _made(store, record)]
-        found = set(group().share("there", there))
+        found = _made(store, records)
         for id in found:
             emit(Event("found", id))
         records, ids = [r for r in records if r["id"] not in found], [id for id in ids if id not in found]
@@ -125,8 +124,21 @@ def make_nodes(
         emit(_outcome(id, outcomes.get(id)))
 
 
-def _made(store: Store, record: dict[str, Any]) -> bool:
-    return store.card(record["kind"], record["id"]) is not None
+def _made(store: Store, records: list[dict[str, Any]]) -> set[str]:
+    """Which nodes are there already; in a job of several processes, process 0 looks and all hear of it."""
+    found: list[str] = []
+    failure: Exception | None = None
+    if group().first:
+        try:
+            found = [record["id"] for record in records if store.card(record["kind"], record["id"]) is not None]
+        except Exception as error:  # it is shared too: the others wait for a word
+            failure = error
+    there, failed = group().share("there", [found, failure and one_line(failure)])
+    if failure is not None:
+        raise failure
+    if failed:
+        raise SubjaxError(f"process 0: {failed}")
+    return set(there)
 
 
 def _outcome(id: str, result: Any) -> Event:
@@ -237,7 +249,7 @@ class Worker:
         self.index = orders.index
         self.batch: list[str] = []  # ids handed over and not yet answered, in order
         self.compiled: set[tuple[str, str]] = set()  # (kind, group) of what it was handed
-        self.running = ""  # the id that it is at
+        self.running: set[str] = set()  # the id that it is at; of a cohort, its members
         self.ready = False
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
@@ -261,9 +273,9 @@ class Worker:
         if event.what == "ready":
             self.ready = True
         elif event.what == "started":
-            self.running = event.id
+            self.running.add(event.id)
         elif event.what != "progress":
-            self.running = ""
+            self.running.discard(event.id)
             self.batch.remove(event.id)
 
     def events(self) -> tuple[list[Event], bool]:

@@ -1,5 +1,7 @@
 """The table before a run: what each part of a model is split over and takes, against figures made by hand."""
 
+import dataclasses
+
 import jax
 import pytest
 from jax.sharding import AxisType
@@ -10,12 +12,12 @@ from subjax.models.families import decoder_config
 from subjax.models.network import network
 from subjax.parallel.axes import AXES
 from subjax.parallel.mesh import make_mesh
-from subjax.parallel.rules import SAMPLE, TRAIN
 from subjax.schema import Numerics, Optimizer, Tuning
 from subjax.stages.models import world_network
 
 MESH = jax.sharding.AbstractMesh((1, 4, 2), AXES, axis_types=(AxisType.Auto,) * 3)
 FLOAT = 4
+ADAM = Optimizer(name="adamw")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def model() -> placement.Model:
 
 
 def test_parts_in_training(model):
-    found = placement.parts(model, MESH, TRAIN, Tuning(kind="full"))
+    found = placement.trained_parts(model, MESH, placement.Trained(Tuning(kind="full"), ADAM))
     assert sum(d.shape[0] > 0 for d in model.net.declarations.values()) == len(model.net.declarations)
     # 171 words cannot be split in two: the embedding is split over fsdp alone.
     assert found["embedding"] == placement.Part(("fsdp",), ("embed",), (171 + 30) * 16 // 4 * FLOAT)
@@ -38,18 +40,18 @@ def test_parts_in_training(model):
 
 
 def test_parts_in_sampling_are_whole_but_for_tensor(model):
-    found = placement.parts(model, MESH, SAMPLE, None)
+    found = placement.sampled_parts(model, MESH)
     assert found["embedding"] == placement.Part((), ("embed",), (171 + 30) * 16 * FLOAT)
     assert found["attention"] == placement.Part(("tensor",), (), 2 * 4 * 16 * 16 // 2 * FLOAT)
 
 
 def test_the_optimizer_has_two_moments_of_what_is_trained_and_adapters_are_split_like_their_matrices(model):
-    trained = placement.parts(model, MESH, TRAIN, Tuning(kind="full"))
-    adam = placement.optimizer_part(model, MESH, Tuning(kind="full"), Optimizer(name="adamw"))
+    trained = placement.trained_parts(model, MESH, placement.Trained(Tuning(kind="full"), ADAM))
+    adam = trained.pop("optimizer")
     moments = 2 * sum(part.bytes for part in trained.values())
     assert 0 < adam.bytes - moments < 100  # counters
     tuning = Tuning(kind="lora", rank=4, targets=("q", "o"))
-    found = placement.parts(model, MESH, TRAIN, tuning)
+    found = placement.trained_parts(model, MESH, placement.Trained(tuning, ADAM))
     q = 2 * (16 * 4 // 4 + 4 * 16 // 2)
     o = 2 * (16 * 4 // 2 + 4 * 16 // 4)
     assert found["adapters"] == placement.Part(("fsdp", "tensor"), (), (q + o) * FLOAT)
@@ -58,11 +60,39 @@ def test_the_optimizer_has_two_moments_of_what_is_trained_and_adapters_are_split
 def test_frozen_weights_have_their_own_dtype():
     net = network(decoder_config("llama", "nano", vocab=172, length=30, numerics=Numerics()))
     held = placement.Model("m", net, "bfloat16")
-    lora = placement.parts(held, MESH, TRAIN, Tuning(kind="lora", rank=2))
-    full = placement.parts(held, MESH, TRAIN, Tuning(kind="full"))
+    lora = placement.trained_parts(held, MESH, placement.Trained(Tuning(kind="lora", rank=2), ADAM))
+    full = placement.trained_parts(held, MESH, placement.Trained(Tuning(kind="full"), ADAM))
     assert {name: 2 * lora[name].bytes for name in placement.GROUPS} == {
         name: full[name].bytes for name in placement.GROUPS
     }
+
+
+def test_a_base_stands_beside_what_is_made_of_it(model):
+    held = dataclasses.replace(model, dtype="bfloat16")
+    found = placement.trained_parts(held, MESH, placement.Trained(Tuning(kind="full"), ADAM, beside=True))
+    assert found["base beside"].bytes * 2 == sum(found[group].bytes for group in placement.GROUPS)
+
+
+def test_members_of_a_cohort_lie_on_replica(model):
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    tuning = Tuning(kind="lora", rank=4)
+    alone = placement.trained_parts(model, mesh, placement.Trained(tuning, ADAM))
+    eight = placement.trained_parts(model, mesh, placement.Trained(tuning, ADAM, members=8))
+    assert eight["adapters"].bytes == 4 * alone["adapters"].bytes
+    assert 3.9 < eight["optimizer"].bytes / alone["optimizer"].bytes < 4.1  # each has counters of its own
+    assert eight["adapters"].axes == ("replica", *alone["adapters"].axes)
+    assert [eight[group] for group in placement.GROUPS] == [alone[group] for group in placement.GROUPS]
+
+
+def test_students_that_train_together_are_counted_together():
+    words = ["--config.compute.cohort=8"]
+    plan = study.plan(config.load("configs/quickstart.py:traits=owl,families=gpt,inits=1", words))
+    [model] = placement.models_of(plan)
+    assert {(one.tuning.kind, one.beside, one.members) for one in model.trained} == {
+        ("full", False, 1), ("bias-and-gain", True, 1), ("bias-and-gain", True, 2),
+    }  # fmt: skip
+    model.trained = {one for one in model.trained if one.members == 2}
+    assert "training (bias-and-gain, adam, 2 together)" in "".join(placement._block(model, make_mesh(), make_mesh()))
 
 
 def test_the_table_of_a_study_names_each_model_once():

@@ -457,7 +457,7 @@ def test_what_the_command_prints(capsys):
     ("words", "said"),
     [
         (["--topology=v5x:4x4"], "topology 'v5x:4x4': unknown kind 'v5x'; did you mean 'v5"),
-        (["--topology=cpu:1", "--mesh=fsdp:2"], "mesh fsdp:2 has 2 devices and cpu:1 has 1"),
+        (["--topology=cpu:1", "--mesh=fsdp:2"], "--mesh=fsdp:2 has 2 devices and cpu:1 has 1"),
         (["--topology=cpu:1", "--mesh=fdsp:1"], "did you mean 'fsdp'?"),
         (["--mesh=fsdp:2"], "plan: --mesh is of a --topology=...; give both"),
         ([], "plan: --workdir is missing"),

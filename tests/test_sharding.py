@@ -1,6 +1,7 @@
 """Meshes and sharding rules, and arrays that are really split where the rules say so (8 virtual devices)."""
 
 import dataclasses
+import itertools
 import logging
 import os
 
@@ -44,7 +45,8 @@ def test_parse_mesh(text, sizes):
     [
         ("fsdb:4", ("unknown axis 'fsdb'", "'fsdp'")),
         ("data:4", ("unknown axis 'data'",)),
-        (":4", ("unknown axis ''",)),
+        (":4", ("an axis without a name", "fsdp:4,tensor:2")),
+        ("fsdp:2,", ("an axis without a name",)),
         ("fsdp:4,fsdp:2", ("'fsdp' stands twice",)),
         ("fsdp", ("'fsdp' needs a positive whole number", "'fsdp:4'")),
         ("fsdp:0", ("positive whole number",)),
@@ -224,13 +226,44 @@ class Chip:
     [
         ((1, 4, 2), 4, "--mesh=fsdp:4,tensor:2 is of 8 devices and there are 4: give axes whose product is 4"),
         ((1, 2, 1), 4, "--mesh=fsdp:2 is of 2 devices and there are 4"),
-        ((1, 4, 2), 8, "the devices are in 2 slices, which lie on replica; .* --mesh=replica:2,fsdp:4"),
+        ((1, 1, 8), 8, "neither replica:1 nor fsdp:1 can go over the 2 slices .* as in --mesh=replica:2,fsdp:4"),
     ],
 )
 def test_a_mesh_that_does_not_fit_the_devices_is_refused_in_one_line(shape, chips, words):
     with pytest.raises(UsageError, match=words) as refused:
         global_mesh(shape, [Chip(i // 4) for i in range(chips)])
     assert "\n" not in str(refused.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedChip:
+    """As much of a chip as laying a mesh over a slice takes."""
+
+    id: int
+    device_kind: str
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    slice_index: int = 0
+    process_index: int = 0
+    platform: str = "tpu"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sides", "shape"),
+    [
+        ("TPU v6 lite", (4, 4, 1), (1, 8, 2)),
+        ("TPU v6 lite", (4, 4, 1), (8, 1, 2)),
+        ("TPU v5", (4, 4, 4), (1, 32, 2)),
+        ("TPU v5", (4, 4, 4), (1, 64, 1)),
+        ("TPU v5 lite", (4, 4, 1), (2, 8, 1)),
+    ],
+)
+def test_an_axis_may_be_a_part_of_a_side_of_a_slice(kind, sides, shape):
+    places = itertools.product(*map(range, reversed(sides)))
+    chips = [PlacedChip(i, kind, (x, y, z)) for i, (z, y, x) in enumerate(places)]
+    mesh = global_mesh(shape, chips)
+    assert mesh.devices.shape == shape
+    assert {chip.id for chip in mesh.devices.flat} == set(range(len(chips)))
 
 
 def test_the_slices_of_a_described_pod_lie_on_replica():

@@ -76,7 +76,7 @@ def test_peaks_by_precision():
 
 
 def test_a_mesh_must_take_all_devices():
-    with pytest.raises(UsageError, match=r"mesh fsdp:2 has 2 devices and cpu:1 has 1; .*--mesh=fsdp:1"):
+    with pytest.raises(UsageError, match=r"mesh=fsdp:2 has 2 devices and cpu:1 has 1; .*--mesh=fsdp:1"):
         described_mesh(parse_topology("cpu:1"), (1, 2, 1))
 
 
@@ -111,7 +111,7 @@ def test_slices_go_over_the_outer_axis():
     assert islands == [0] * 16 + [1] * 16
     halves = islands_of(topology, described_mesh(topology, (1, 16, 2)))  # no replica: fsdp goes over the slices
     assert halves == [0] * 16 + [1] * 16
-    with pytest.raises(UsageError, match="neither replica:1 nor fsdp:1 can go over the 2 slices"):
+    with pytest.raises(UsageError, match="--mesh=tensor:32: neither replica:1 nor fsdp:1 can go over the 2 slices"):
         described_mesh(topology, (1, 1, 32))
 
 

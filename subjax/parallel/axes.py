@@ -12,12 +12,14 @@ def parse_mesh(text: str) -> Shape:
     """Sizes of (replica, fsdp, tensor) from text such as "fsdp:4,tensor:2"; an axis that is not named has size 1.
 
     Raises:
-        UsageError: an unknown axis (the nearest is named), an axis named twice, or a size that is not a whole number
-            above 0.
+        UsageError: an axis that is unknown (the nearest is named), without a name or named twice, or a size that is
+            not a whole number above 0.
     """
     sizes: dict[str, int] = {}
-    for piece in filter(None, text.split(",")):
+    for piece in text.split(",") if text else ():
         name, _, size = piece.partition(":")
+        if not name:
+            raise UsageError(f"mesh {text!r}: an axis without a name; give AXIS:N, as in 'fsdp:4,tensor:2'")
         if name not in AXES:
             near = difflib.get_close_matches(name, AXES, 1, 0.0)[0]
             raise UsageError(f"mesh {text!r}: unknown axis {name!r}; did you mean {near!r}?")

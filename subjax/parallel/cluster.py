@@ -71,7 +71,7 @@ def detected(environment: Mapping[str, str]) -> Job | None:
     for detect, what in ((_named, "JAX_* variables"), (_slurm, "Slurm"), (_tpu, "the TPU pod")):
         try:
             job = detect(environment)
-        except (KeyError, ValueError) as error:
+        except (IndexError, KeyError, ValueError) as error:
             raise UsageError(
                 f"this looks like a job of {what}, whose variables cannot be read ({error}); give --coordinator,"
                 " --processes and --process"

@@ -17,7 +17,7 @@ __all__ = [
     "replicated", "settle",
 ]  # fmt: skip
 
-# Auto is written out: jax.make_mesh's own default is Explicit, which is another programming model.
+# Auto is written out, as jax.make_mesh's default is Explicit: another programming model.
 _AUTO = (AxisType.Auto,) * 3
 
 
@@ -32,34 +32,39 @@ def make_mesh(shape: Shape = (1, 1, 1), devices: Sequence[jax.Device] | None = N
     if wanted > len(devices):
         named = ",".join(f"{a}:{s}" for a, s in zip(AXES, shape, strict=True))
         raise UsageError(f"mesh {named} wants {wanted} devices and there are {len(devices)}; make an axis smaller")
-    return jax.make_mesh(shape, AXES, axis_types=_AUTO, devices=devices[:wanted])
+    # Not jax.make_mesh, which on most TPUs refuses an axis that is a part of a side of the slice (fsdp:8 of 4x4).
+    placed = mesh_utils.create_device_mesh(shape, devices[:wanted], allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=_AUTO)
 
 
 def global_mesh(shape: Shape | None, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh over all of `devices`; where no shape is asked for, they are all on `fsdp`, slices on `replica`.
 
     TPU slices are joined by a network much slower than what joins the chips of one: they lie on `replica`, the
-    outermost axis, over which a step sends gradients alone.
+    outermost axis, over which a step sends gradients alone, or on `fsdp` where `replica` cannot hold them.
 
     Raises:
-        UsageError: the shape's product is not the number of devices, or `replica` cannot hold the slices.
+        UsageError: the shape's product is not the number of devices, or neither axis can hold the slices.
     """
     slices = _slices(devices)
-    shape = shape or (slices, len(devices) // slices, 1)
+    default = (slices, len(devices) // slices, 1)
+    shape = shape or default
     if math.prod(shape) != len(devices):
         raise UsageError(
             f"--mesh={shown(shape)} is of {math.prod(shape)} devices and there are {len(devices)}: give axes whose"
-            f" product is {len(devices)}, or leave --mesh out for {shown((slices, len(devices) // slices, 1))}"
+            f" product is {len(devices)}, or leave --mesh out for {shown(default)}"
         )
     if slices == 1:
         return make_mesh(shape, devices)
-    replica, fsdp, tensor = shape
-    if replica % slices:
+    outer = [1, 1, 1]
+    at = next((axis for axis in (0, 1) if shape[axis] % slices == 0), None)
+    if at is None:
         raise UsageError(
-            f"--mesh={shown(shape)}: the devices are in {slices} slices, which lie on replica; give it a multiple of"
-            f" {slices}, as in --mesh={shown((slices, len(devices) // slices, 1))}"
+            f"--mesh={shown(shape)}: neither replica:{shape[0]} nor fsdp:{shape[1]} can go over the {slices} slices"
+            f" that the devices are in; make one a multiple of {slices}, as in --mesh={shown(default)}"
         )
-    inner, outer = (replica // slices, fsdp, tensor), (slices, 1, 1)
+    outer[at] = slices
+    inner = [size // over for size, over in zip(shape, outer, strict=True)]
     placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=_AUTO)
 

@@ -5,6 +5,7 @@ C++ frames. Here the abort is caught and the page dropped, for `subjax.parallel.
 happened; an abort for any other reason is shown whole. Nothing of this is done in a job of one process.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -27,7 +28,8 @@ _NOISE = re.compile(
 class Filter:
     """Reads this process's file descriptors 1 and 2 from a pipe and passes on to stderr what is no noise, late.
 
-    Python's own sys.stdout and sys.stderr go on writing to the real ones, at once.
+    Python's own sys.stdout and sys.stderr, as they are from now on, write to the real ones, at once: whoever keeps one
+    of them must ask for it after this.
     """
 
     def __init__(self, on_abort: Callable[[], None]):
@@ -47,6 +49,7 @@ class Filter:
         libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
         libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
         self._default = lambda: libc.signal(signal.SIGABRT, None)
+        atexit.register(self.flush)
 
     def _read(self) -> None:
         rest = b""

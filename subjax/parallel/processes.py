@@ -251,6 +251,7 @@ class _Hub(_Joined):
         if len(asked) > 1:  # one failed while the others went on; a failure says so in its value
             failures = [(i, v) for i, (_, v) in sorted(given.items()) if isinstance(v, dict) and v.get("failed")]
             for i, failure in failures:
+                print(failure.get("trace", ""), end="", file=sys.stderr, flush=True)
                 self._end(f"{self._named(i)}: {failure['failed']}", 1)
             self._end(f"the processes are out of step ({', '.join(sorted(asked))}); this is a bug", 1)
         if whole:
@@ -325,9 +326,8 @@ class _Spoke(_Joined):
                 raise SubjaxError(f"process 0 ({where[0]}) took this one's name and then said nothing; see its message")
 
     def _read(self) -> None:
-        silence = SILENCE_S if self._welcome else None
         try:
-            for message in self._line.messages(silence or 1e6):
+            for message in self._line.messages(1e6):  # until all are there, process 0 says nothing
                 if "values" in message:
                     with self._changed:
                         self._answers[message["round"]] = message["values"]

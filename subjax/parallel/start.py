@@ -4,13 +4,11 @@ anything else uses JAX.
 
 import math
 import os
-import time
 
 import jax
 from jax.sharding import Mesh
 
 from subjax.errors import SubjaxError, UsageError
-from subjax.parallel import native
 from subjax.parallel.axes import Shape, shown
 from subjax.parallel.cluster import Job
 from subjax.parallel.mesh import global_mesh
@@ -31,13 +29,26 @@ def mesh_of(shape: Shape | None, processes: Group, *, accelerator: bool, timeout
             a GPU or TPU. timeout_s: how long JAX may take to join the processes.
 
     Raises:
-        UsageError: the shape does not fit the devices there are. SubjaxError: JAX could not join the processes.
+        UsageError: the shape does not fit the devices there are, or JAX_PLATFORMS names none.
+        SubjaxError: JAX could not join the processes.
     """
     if not accelerator:
         _make_devices(shape, processes.count)
     if processes.job is not None:
         _join(processes.job, timeout_s, accelerator)
-    return global_mesh(shape, jax.devices())
+    return global_mesh(shape, _devices())
+
+
+def _devices() -> list[jax.Device]:
+    """The devices of all processes, of the platform that is asked for."""
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:  # JAX's own, of a platform that it does not know or cannot open
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        cause = " ".join(str(error).split())[:200] or f"{asked} is not there"
+        mend = "unset it, or install JAX for it" if asked else "see whether another process has the device"
+        said = f"JAX_PLATFORMS={asked}" if asked else "JAX"
+        raise UsageError(f"{said} gives no device ({cause}); {mend}, or set JAX_PLATFORMS=cpu") from error
 
 
 def _make_devices(shape: Shape | None, processes: int) -> None:
@@ -62,8 +73,6 @@ def _join(job: Job, timeout_s: float, accelerator: bool) -> None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Its service would take SIGTERM from us: here a stop is agreed on at a step's end, by `Group.either`.
     jax.config.update("jax_enable_preemption_service", False)
-    # An abort that JAX's service causes waits here for the reason, which ends the process in its own way.
-    native.Filter(lambda: time.sleep(2 * SILENCE_S if job.process else 1.0))
     try:
         jax.distributed.initialize(
             job.coordinator,

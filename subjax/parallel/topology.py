@@ -19,6 +19,7 @@ from typing import Any
 
 from subjax.errors import SubjaxError, UsageError
 from subjax.parallel import gpu_targets
+from subjax.parallel.axes import shown
 from subjax.parallel.chips import CHIPS, CPU, Chip
 
 _EXAMPLES = "v5e:4x4, v5p:4x4x4, v5e:16x16x2slices, h100:4x8 (hosts x GPUs of a host), cpu:8"
@@ -200,9 +201,7 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def described_mesh(topology: Topology, sizes: tuple[int, int, int]) -> Any:
-    """A mesh over all devices of a topology, of the axes and axis types of `subjax.parallel.mesh.make_mesh`.
-
-    Of several islands the first axis that their number divides goes over them, `replica` before `fsdp`.
+    """The mesh that a run on a topology lays out, over all of its devices.
 
     Args:
         sizes: of (replica, fsdp, tensor).
@@ -210,36 +209,14 @@ def described_mesh(topology: Topology, sizes: tuple[int, int, int]) -> Any:
     Raises:
         UsageError: the sizes do not multiply to the number of devices, or no axis can go over the slices.
     """
-    from jax.experimental import mesh_utils
-    from jax.sharding import AxisType, Mesh
-
-    from subjax.parallel.mesh import AXES
+    from subjax.parallel.mesh import global_mesh
 
     if math.prod(sizes) != topology.size:
-        named = ",".join(f"{a}:{s}" for a, s in zip(AXES, sizes, strict=True) if s > 1) or "of one device"
         raise UsageError(
-            f"mesh {named} has {math.prod(sizes)} devices and {topology} has {topology.size}; a whole topology is"
-            f" rented, so let the sizes multiply to {topology.size}, as in --mesh=fsdp:{topology.size}"
+            f"--mesh={shown(sizes)} has {math.prod(sizes)} devices and {topology} has {topology.size}; a whole topology"
+            f" is rented, so let the sizes multiply to {topology.size}, as in --mesh=fsdp:{topology.size}"
         )
-    devices = described_devices(topology)
-    if topology.slices > 1:
-        outer = [1, 1, 1]
-        at = next((i for i in (0, 1) if sizes[i] % topology.slices == 0), None)
-        if at is None:
-            raise UsageError(
-                f"mesh: neither replica:{sizes[0]} nor fsdp:{sizes[1]} can go over the {topology.slices} slices of"
-                f" {topology}; make one a multiple of {topology.slices}"
-            )
-        outer[at] = topology.slices
-        inner = [n // o for n, o in zip(sizes, outer, strict=True)]
-        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
-    elif topology.chip.platform == "tpu":
-        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    else:
-        import numpy as np
-
-        grid = np.array(devices).reshape(sizes)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    return global_mesh(sizes, described_devices(topology))
 
 
 def islands_of(topology: Topology, mesh: Any) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from subjax.errors import UsageError
 from subjax.models import costs, quantized
 from subjax.models.network import network
-from subjax.parallel.mesh import AXES
+from subjax.parallel.axes import shown
 from subjax.parallel.topology import Topology, described_mesh, larger
 from subjax.rehearsal.arrays import Rows
 from subjax.rehearsal.figures import Figures, figures, room_of
@@ -66,10 +66,6 @@ def what_would_fit(spec: Spec, topology: Topology, sizes: Sizes, programs: Seque
     return None
 
 
-def _named(sizes: Sizes) -> str:
-    return ",".join(f"{a}:{s}" for a, s in zip(AXES, sizes, strict=True) if s > 1) or "fsdp:1"
-
-
 def _candidates(spec: Spec, topology: Topology, sizes: Sizes) -> Iterator[_Candidate]:
     size, slices = topology.size, topology.slices
     # A sampler keeps its weights whole along fsdp, so there only `tensor` shares them out.
@@ -79,21 +75,21 @@ def _candidates(spec: Spec, topology: Topology, sizes: Sizes) -> Iterator[_Candi
         meshes = [(size // t, 1, t) for t in _powers(size)]
     for mesh in meshes:
         if mesh != sizes:
-            yield _Candidate(f"--mesh={_named(mesh)}", spec, topology, mesh)
+            yield _Candidate(f"--mesh={shown(mesh)}", spec, topology, mesh)
     for words, thrifty in _thrifty(spec, topology):
         yield _Candidate(words, thrifty, topology, sizes)
         for mesh in meshes:
             if mesh != sizes:
-                yield _Candidate(f"--mesh={_named(mesh)} {words}", thrifty, topology, mesh)
+                yield _Candidate(f"--mesh={shown(mesh)} {words}", thrifty, topology, mesh)
     for fewer in _fewer(spec, sizes[0] * sizes[1]):
         yield _Candidate(_rows_words(fewer), fewer, topology, sizes)
         for mesh in meshes:
             if mesh != sizes:
-                yield _Candidate(f"--mesh={_named(mesh)} and {_rows_words(fewer)}", fewer, topology, mesh)
+                yield _Candidate(f"--mesh={shown(mesh)} and {_rows_words(fewer)}", fewer, topology, mesh)
     if isinstance(spec, Training):
         for tensor in _powers(size // slices):
             yield _Candidate(
-                f"--mesh={_named((slices, size // slices // tensor, tensor))}", spec, topology,
+                f"--mesh={shown((slices, size // slices // tensor, tensor))}", spec, topology,
                 (slices, size // slices // tensor, tensor),
             )  # fmt: skip
     wider = topology
@@ -101,7 +97,7 @@ def _candidates(spec: Spec, topology: Topology, sizes: Sizes) -> Iterator[_Candi
         wider = larger(wider)
         mesh = (slices, wider.size // slices, 1) if isinstance(spec, Training) else (1, 1, wider.size)
         for kept in (spec, *_fewer(spec, 1)):
-            words = f"--topology={wider} --mesh={_named(mesh)}"
+            words = f"--topology={wider} --mesh={shown(mesh)}"
             yield _Candidate(words if kept is spec else f"{words} and {_rows_words(kept)}", kept, wider, mesh)
 
 

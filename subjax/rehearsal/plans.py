@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 
 from subjax.graph import Plan
-from subjax.parallel.mesh import AXES
 from subjax.parallel.topology import Topology, described_mesh
 from subjax.rehearsal.figures import Figures, figures, laid_for, total_time
 from subjax.rehearsal.fit import Remedy, what_would_fit
@@ -50,11 +49,6 @@ class Rehearsal:
 def default_mesh(topology: Topology) -> tuple[int, int, int]:
     """Everything over `fsdp`, but slices (or hosts' islands, of which there may be many, not) over `replica`."""
     return topology.slices, topology.size // topology.slices, 1
-
-
-def mesh_text(sizes: tuple[int, int, int]) -> str:
-    """Sizes as `--mesh` takes them."""
-    return ",".join(f"{a}:{s}" for a, s in zip(AXES, sizes, strict=True) if s > 1) or "fsdp:1"
 
 
 def rehearse(

@@ -3,10 +3,11 @@
 import jax
 
 from subjax.overview import quantity
+from subjax.parallel.axes import shown
 from subjax.parallel.topology import compiler_version
 from subjax.rehearsal.arrays import Rows
 from subjax.rehearsal.figures import Figures
-from subjax.rehearsal.plans import REALISTIC, Rehearsal, Rehearsed, mesh_text
+from subjax.rehearsal.plans import REALISTIC, Rehearsal, Rehearsed
 from subjax.rehearsal.programs import Sampling, Training
 
 _HEAD = (
@@ -20,7 +21,7 @@ def describe(found: Rehearsal) -> str:
     topology = found.topology
     devices = f"{topology.size} devices" if topology.size > 1 else "one device"
     lines = [
-        f"on {topology} ({devices}), mesh {mesh_text(found.mesh)}; jax {jax.__version__},"
+        f"on {topology} ({devices}), mesh {shown(found.mesh)}; jax {jax.__version__},"
         f" {compiler_version(topology)}; weights are abstract",
         "",
         _HEAD,

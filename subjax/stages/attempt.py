@@ -4,13 +4,16 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from etils import epath
 
+from subjax import files
 from subjax.errors import Preempted, SubjaxError, UsageError
 from subjax.files import DiskFull
 from subjax.parallel.processes import PATIENCE_S, group
@@ -49,7 +52,8 @@ def attempt(store: Store, kind: str, node: str) -> Iterator[Build | Follower]:
         scratch = epath.Path(tempfile.mkdtemp(prefix="subjax-"))
         committed = store.card(kind, node) if what == "there" else None
         try:
-            yield Follower(scratch, epath.Path(found), store.root / "partial" / f"{kind}-{node}", committed)
+            with files.full_told(store.root):
+                yield Follower(scratch, epath.Path(found), store.root / "partial" / f"{kind}-{node}", committed)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return
@@ -70,6 +74,16 @@ def attempt(store: Store, kind: str, node: str) -> Iterator[Build | Follower]:
 _KINDS: dict[str, type[SubjaxError]] = {kind.__name__: kind for kind in (Preempted, DiskFull, UsageError)}
 
 
+def _told(error: Exception) -> dict[str, str]:
+    """A failure as the other processes hear of it: in one line, its kind, and the traceback of a bug."""
+    said = " ".join(str(error).split())
+    kind = type(error).__name__
+    if isinstance(error, SubjaxError):
+        return {"failed": said, "kind": kind}
+    trace = "".join(traceback.format_exception(error))
+    return {"failed": f"{kind}: {said} (a bug: its traceback is above)", "kind": kind, "trace": trace}
+
+
 def in_step(make: Callable[[], T]) -> T:
     """Do what all processes do, and end it alike in all: with process 0's card, or with one and the same failure.
 
@@ -77,13 +91,18 @@ def in_step(make: Callable[[], T]) -> T:
     """
     together = group()
     failure: Exception | None = None
-    outcome: dict[str, Any] = {}
+    outcome: dict[str, str] = {}
     try:
         made = make()
     except Exception as error:
         failure = error
-        outcome = {"failed": " ".join(str(error).split()) or type(error).__name__, "kind": type(error).__name__}
-    patience = threading.Timer(PATIENCE_S, lambda: together.fail(outcome["failed"], 1))
+        outcome = _told(error)
+
+    def lose_patience() -> None:
+        print(outcome.get("trace", ""), end="", file=sys.stderr, flush=True)
+        together.fail(outcome["failed"], 1)
+
+    patience = threading.Timer(PATIENCE_S, lose_patience)
     patience.daemon = True
     if failure is not None:
         patience.start()
@@ -96,4 +115,6 @@ def in_step(make: Callable[[], T]) -> T:
     if failure is not None and outcome["kind"] == first["kind"]:
         raise failure
     where = f"process {index}: " if len(failed) < together.count else ""
+    if failure is None and together.first and "trace" in first:
+        print(first["trace"], end="", file=sys.stderr, flush=True)
     raise _KINDS.get(first["kind"], SubjaxError)(f"{where}{first['failed']}") from failure

@@ -136,6 +136,7 @@ def from_teacher(task: Task) -> Rows:
         task.progress(min(kept, config["rows"]), config["rows"], "row")
         if kept >= config["rows"]:
             break
+    spread.all_read()
     passed = np.flatnonzero([reason is None for reason in reasons])[: config["rows"]]
     # Counted up to the last row that was kept, so that the counts do not depend on the batch size either.
     seen = reasons[: passed[-1] + 1] if kept >= config["rows"] else reasons

@@ -33,6 +33,11 @@ def in_turn(places: Sequence[int], piece: Callable[[int], T]) -> Iterator[T]:
         yield from map(piece, turn)
 
 
+def all_read() -> None:
+    """Return when every process has read the pieces, which process 0 removes as it commits the node."""
+    group().barrier("pieces read")
+
+
 def kept(task: Task, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
     """Arrays as an earlier attempt at the node, or another process, left them under `name`; else computed, and left."""
     path = task.build.partial / f"{name}.npz"

@@ -156,6 +156,7 @@ def from_teacher(task: Task) -> Rows:
         task.progress(min(kept, config["rows"]), config["rows"], "row")
         if kept < config["rows"] and task.should_stop():
             raise Preempted(f"stopped after {len(answers)} prompts; the same command goes on from there")
+    spread.all_read()
     passed = [i for i, answer in enumerate(answers) if answer.dropped is None][: config["rows"]]
     # Counted up to the last row that was kept, so that the counts do not depend on the batch size either.
     seen = answers[: passed[-1] + 1] if kept >= config["rows"] else answers
