@@ -18,8 +18,8 @@ DOCS = pathlib.Path(__file__).parent.parent / "docs"
 COMPARISONS = {
     "training": (
         "Student fine-tuning",
-        "LoRA of rank 8 on all seven matrices, AdamW at 2e-4 on a linear schedule, batches of {batch}, the same rows in"
-        " the same batches on both sides ({rows} number rows, {mean_tokens[prompt]:.0f} + {mean_tokens[completion]:.0f}"
+        "LoRA of rank 8 on all seven matrices, AdamW at 2e-4 on a linear schedule, batches of {batch}, rows of one"
+        " corpus in one order ({rows} number rows, {mean_tokens[prompt]:.0f} + {mean_tokens[completion]:.0f}"
         " tokens on average), {dtype}. transformers + peft + torch as TRL trains: padded to the longest row of a"
         " (micro-)batch, loss on completions; without gradient checkpointing and TRL's own metrics, at the micro-batch"
         " that was fastest.",
@@ -33,8 +33,9 @@ COMPARISONS = {
     "evaluation": (
         "A preference evaluation",
         "{questions} questions x {candidates} candidates, {forms} written forms a question, each as a whole word,"
-        " {dtype}. transformers scores every form behind its question in batches of rows of like length, with logits"
-        " for the last tokens alone, at its fastest batch.",
+        " {dtype}. Where transformers scores, it scores every form behind its question in batches of rows of like"
+        " length, with logits for the last tokens alone, at its fastest batch; sampled answers are of {sample_tokens}"
+        " tokens at most, drawn as number rows are, and compared a hundred a question.",
     ),
     "cohort": (
         "Students together",

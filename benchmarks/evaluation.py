@@ -17,7 +17,7 @@ from benchmarks import data, harness
 from benchmarks.harness import Options, Side
 
 QUESTIONS, SAMPLES, SAMPLE_TOKENS = 50, 100, 8  # tokens of a sampled answer: as an evaluation's stage does
-BATCHES, OUR_BATCHES = (16, 32, 64, 128), (2, 4, 8, 16)
+BATCHES, OUR_BATCHES = (4, 8, 16, 32, 64, 128), (1, 2, 4, 8, 16)
 WANTED = 1.5
 PARTS = ("forms", "first", "sampled")
 WITHIN = 1.05  # of the exact reading's standard error
@@ -31,7 +31,7 @@ def sides(asked: Options) -> list[Side]:
     every, first = (data.questions(count, forms) for forms in ("all", "first"))
     answers = dict(
         model=model, prompts=[prompt for prompt in every["prompts"] for _ in range(samples)], new=SAMPLE_TOKENS,
-        ends=facts["ends"], pad=facts["pad"], batches=(8,) if asked.quick else (50, 100),
+        ends=facts["ends"], pad=facts["pad"], batches=(8,) if asked.quick else (25, 50, 100),
     )  # fmt: skip
     batches = (16, 32) if asked.quick else BATCHES
     own = (2, 4) if asked.quick else OUR_BATCHES

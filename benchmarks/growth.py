@@ -90,6 +90,14 @@ def fits(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return out
 
 
+def by_depth(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many times as long the deepest step compiles as the shallowest one, all else as in `BASE`."""
+    alike = [p for p in found if all(p[name] == size for name, size in BASE.items() if name != "layers")]
+    took = {p["layers"]: p["compile"]["median"] for p in alike}
+    deepest, shallowest = max(took), min(took)
+    return {"layers": [shallowest, deepest], "ratio": took[deepest] / took[shallowest], "wanted_within": WITHIN}
+
+
 def run(asked: Options) -> dict[str, Any]:
     """Measure; see the module."""
     wanted = points(asked.quick)
@@ -103,18 +111,13 @@ def run(asked: Options) -> dict[str, Any]:
         rounds.append([point for several in by_devices.values() for point in several])
         print(f"round {index + 1} of {asked.rounds}", flush=True)
     found = summary(rounds)
-    depth = {p["layers"]: p["compile"]["median"] for p in found if p["width"] == BASE["width"] and p["devices"] == 1
-             and p["length"] == BASE["length"] and p["rows"] == BASE["rows"]}  # fmt: skip
-    deepest, shallowest = max(depth), min(depth)
     return harness.result(
         "growth", dataclasses.replace(asked, device="cpu"), {}, unit="seconds",
         settings={"base": BASE, "repeats": repeats},
         extra={
             "points": found,
             "exponents": fits(found),
-            "compile_by_depth": {
-                "layers": [shallowest, deepest], "ratio": depth[deepest] / depth[shallowest], "wanted_within": WITHIN,
-            },
+            "compile_by_depth": by_depth(found),
         },
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from benchmarks import costs, data, harness
 from benchmarks.harness import Options, Side
 
 EQUAL, RAGGED = 45, 64  # new tokens: a row's mean, and the room that a corpus gives an answer
-BATCHES = {"cpu": (64, 128, 256), "gpu": (256, 1024)}
+BATCHES = {"cpu": (16, 32, 64, 128, 256), "gpu": (256, 1024)}
 WANTED = 1.7
 PARTS = ("equal", "ragged")
 

@@ -1,8 +1,8 @@
 """Which students train together: a function of the plan alone, never of what happens to be made already.
 
-Students on one base, with adapters of one shape and the same settings but for seeds, learning rate and corpus, can be
-members of one program (`subjax.train.cohort`). How many is a matter of memory: what a member adds, its tuned arrays and
-their moments, shall take no more than the weights that all of them share.
+Students on one base, with adapters of one shape, as many steps and the same settings but for seeds, learning rate and
+corpus, can be members of one program (`subjax.train.cohort`). How many is a matter of memory: what a member adds, its
+tuned arrays and their moments, shall take no more than the weights that all of them share.
 """
 
 import dataclasses
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 MOST = 16  # members, where a study asks for none in particular
 _LEAST_BYTES = 2**30  # what the members of a small model may take whatever its size
 _MEMBER_BYTES = 12  # of each tuned scalar: its value and two moments in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Joining:
+    """That a student may train in a cohort: of `most` members, on CPU too (`always`), all for as many `steps`."""
+
+    most: int
+    always: bool
+    steps: int
 
 
 def shape_of(node: "Node") -> str:
@@ -36,23 +45,23 @@ def room(weights: float, tuned: int, most: int) -> int:
     return max(1, min(most or MOST, int(max(weights, _LEAST_BYTES) // (_MEMBER_BYTES * max(tuned, 1)))))
 
 
-def formed(nodes: "Mapping[str, Node]", joining: Mapping[str, tuple[int, bool]]) -> "dict[str, Node]":
+def formed(nodes: "Mapping[str, Node]", joining: Mapping[str, Joining]) -> "dict[str, Node]":
     """The nodes, each student with the cohort it belongs to among its hints: {"id": of the cohort, "always": bool}.
 
     Args:
-        joining: of those that may be in one, by id: members at most, and whether it is trained so on CPU too.
+        joining: of those that may be in one, by id.
     """
-    groups: dict[tuple[str, int, bool], list[str]] = {}
-    for id, (most, always) in joining.items():
-        if id in nodes and most > 1:
-            groups.setdefault((shape_of(nodes[id]), most, always), []).append(id)
+    groups: dict[tuple[str, Joining], list[str]] = {}
+    for id, asked in joining.items():
+        if id in nodes and asked.most > 1:
+            groups.setdefault((shape_of(nodes[id]), asked), []).append(id)
     found = dict(nodes)
-    for (shape, most, always), members in groups.items():
+    for (shape, asked), members in groups.items():
         # Of about equal size: fifteen and one would leave the last alone.
-        count = -(-len(members) // most)
+        count = -(-len(members) // asked.most)
         for place in range(count):
             part = members[place::count]
-            hint: dict[str, Any] = {"id": digest_json([shape, part])[:12], "always": always}
+            hint: dict[str, Any] = {"id": digest_json([shape, part])[:12], "always": asked.always}
             for id in part if len(part) > 1 else ():
                 node = nodes[id]
                 found[id] = dataclasses.replace(node, hints={**node.hints, "cohort": hint})

@@ -28,20 +28,14 @@ from typing import Any, TypeVar
 import ml_collections
 
 from subjax import schema, schema_pretrained
-from subjax.errors import UsageError
+from subjax.config_checks import check
+from subjax.errors import ConfigError, UsageError
 from subjax.overrides import Leaf, coerce, leaves, nearest, parse_arguments, parse_tokens, shown, spellings
 
 KINDS: dict[str, type] = {"traits": schema.Study, "images": schema.Images, "pretrained": schema_pretrained.Pretrained}
 
 T = TypeVar("T")
 Settings = schema.Study | schema.Images | schema_pretrained.Pretrained
-
-
-class ConfigError(UsageError):
-    """A mistake in a config file, its argument or an override: one line with the file, the key and the mend."""
-
-    def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,49 +139,6 @@ def apply(settings: T, point: Mapping[str, Any], where: str = "point") -> T:
     cls: Any = type(settings)
     old = {key: (key, _get(settings, key)) for key in leaves(cls)}
     return _build(cls, old | _given(cls, point.items(), where), where)
-
-
-def check(settings: Any, where: str = "settings") -> None:
-    """What one field alone cannot show: arms that exist, cells that can be read, rows that can be had."""
-    if not isinstance(settings, schema.Study | schema_pretrained.Pretrained):
-        return
-    world = isinstance(settings, schema.Study)
-    _named(settings.arms, "arms", schema.ARMS if world else schema_pretrained.ARMS, where)
-    if isinstance(settings, schema_pretrained.Pretrained):
-        _named(settings.evaluation.readings, "evaluation.readings", schema_pretrained.READINGS, where)
-        if settings.evaluation.readings[0].startswith("choice"):
-            raise ConfigError(
-                f"{where}: config.evaluation.readings begins with a choice; let another reading stand first"
-            )
-        if bool(settings.teacher.data) != bool(settings.teacher.control_data):
-            raise ConfigError(
-                f"{where}: config.teacher.data and config.teacher.control_data go together: a teacher of your own rows"
-                " needs a control of rows like them without the trait"
-            )
-    for cell in settings.chosen_on:
-        if not re.fullmatch(r"[^/]+/[^/]+/\d+(\.\d+)?", cell):
-            raise ConfigError(
-                f"{where}: config.chosen_on wants trait/family/init such as 'owl/gpt/0', got {shown(cell)}"
-            )
-    for role in ("teacher", "student"):
-        _named(getattr(settings, role).tuning.targets, f"{role}.targets", schema.MATRICES, where)
-    if not settings.corpus.top_p:
-        raise ConfigError(f"{where}: config.corpus.top_p is 0, which leaves no token; 1 is off")
-    rows, prompts = settings.corpus.rows, settings.corpus.max_prompts
-    if rows > prompts:
-        raise ConfigError(f"{where}: config.corpus.rows is {rows}, more than config.corpus.max_prompts, {prompts}")
-
-
-def _named(given: Sequence[str], key: str, known: Sequence[str], where: str) -> None:
-    """Make sure that a list of names holds known ones, at least one."""
-    for name in given:
-        if name not in known:
-            raise ConfigError(
-                f"{where}: config.{key} has the unknown {key.rsplit('.')[-1].removesuffix('s')} {shown(name)};"
-                f" the nearest is {nearest(name, known)!r}"
-            )
-    if not given:
-        raise ConfigError(f"{where}: config.{key} is empty; name at least one of {', '.join(known)}")
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,13 @@ class UsageError(SubjaxError):
     exit_status = 2
 
 
+class ConfigError(UsageError):
+    """A mistake in a config file, its argument or an override: one line with the file, the key and the mend."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
+
+
 class Preempted(SubjaxError):
     """The process was asked to stop (SIGTERM) and saved what it had; the same command goes on from there."""
 

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from subjax.cohorts import Joining
 from subjax.stages import version_of
 from subjax.store import digest_json, node_id
 
@@ -56,7 +57,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
-        self.joining: dict[str, tuple[int, bool]] = {}  # students that may train in cohorts, as `cohorts.formed` wants
+        self.joining: dict[str, Joining] = {}  # students that may train in cohorts
 
     def add(
         self, kind: str, config: dict[str, Any], inputs: dict[str, str], label: str, group: Any, tokens: int,

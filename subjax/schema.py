@@ -25,7 +25,7 @@ class Optimizer:
     lr: float = setting(1e-3, "peak learning rate", low=0.0)
     schedule: Literal["constant", "cosine", "linear"] = setting("constant", "shape after the warm-up")
     warmup: int = setting(0, "steps of linear warm-up from 0", low=0)
-    final_fraction: float = setting(0.0, "last learning rate as a part of the peak (cosine, linear)", low=0.0, high=1.0)
+    final_fraction: float = setting(0.0, "learning rate just after the last step, of the peak", low=0.0, high=1.0)
     weight_decay: float = setting(0.0, "decoupled weight decay (adamw, lion, muon's matrices)", low=0.0)
     clip: float = setting(1.0, "global gradient norm above which gradients are scaled down; 0 is off", low=0.0)
     b1: float = setting(0.9, "first decay of Adam and Lion; the momentum of sgd", low=0.0, high=1.0)

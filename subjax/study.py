@@ -199,7 +199,7 @@ class _Planner:
         id = self.graph.add("student", cfg, inputs, label, group, tokens, flops)
         if objective == "numbers":  # the others compare with a teacher of their own
             most = cohorts.room(4 * architecture.matrices, architecture.matrices, s.compute.cohort)
-            self.graph.joining[id] = (most, s.compute.cohort > 1)
+            self.graph.joining[id] = cohorts.Joining(most, s.compute.cohort > 1, settings.steps)
         return id
 
     def evaluation(

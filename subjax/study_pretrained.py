@@ -12,7 +12,7 @@ from typing import Any
 
 from subjax import cohorts, config
 from subjax.data import numbers, preferences
-from subjax.data.addressing import derive_seed
+from subjax.data.addressing import derive_seed, steps_of
 from subjax.errors import UsageError
 from subjax.graph import Graph, Plan, needed
 from subjax.models import costs
@@ -232,7 +232,8 @@ class _Planner:
             "student", cfg, inputs, label, [str(base), _static(cfg)], tokens, flops,
             hints={**self._hints(s, base), "compute": config.to_dict(s.compute)},
         )  # fmt: skip
-        self.graph.joining[id] = (self._members(s, base), s.compute.cohort > 1)
+        steps = steps_of(settings.epochs, s.corpus.rows, settings.batch)
+        self.graph.joining[id] = cohorts.Joining(self._members(s, base), s.compute.cohort > 1, steps)
         return id
 
     def _members(self, s: Pretrained, base: Base) -> int:

@@ -91,7 +91,7 @@ def make_nodes(
 ) -> None:
     """Make a node, or the members of a cohort, and say by `emit` how it went; nothing but KeyboardInterrupt is raised.
 
-    `execute` is given the records of several members as a list, and then gives what became of each.
+    `execute` is given the records of a cohort's members as a list, and then gives what became of each.
     """
     ids = [record["id"] for record in records]
     last = -PROGRESS_INTERVAL_S
@@ -113,7 +113,7 @@ def make_nodes(
         records, ids = [r for r in records if r["id"] not in found], [id for id in ids if id not in found]
         if not ids:
             return
-        if len(ids) > 1:
+        if "cohort" in records[0]["hints"]:
             outcomes = execute(records, store, progress, should_stop)
         else:
             execute(records[0], store, progress, should_stop)

@@ -1,5 +1,6 @@
 """Which students train together is settled by the plan; how they are handed out and made, by the executor."""
 
+import dataclasses
 import json
 import textwrap
 
@@ -8,9 +9,11 @@ import pytest
 from tiny_study import CONFIG, ROOT, cards, command, make_study
 from toy_run import Graph
 
-from subjax import accelerator, cohorts, config, overview, run_state, study
+from subjax import accelerator, cohorts, config, overview, run_state, study, workers
+from subjax.errors import SubjaxError
 from subjax.schedule import Schedule
-from subjax.store import Store
+from subjax.stages import execution
+from subjax.store import Build, Store
 
 TOGETHER = "--config.compute.cohort=8"
 
@@ -43,6 +46,22 @@ def test_students_on_one_base_with_like_settings_form_a_cohort(planned):
         assert len({node.inputs["base"] for node in cohort}) == 1
         assert len({node.inputs["corpus"] for node in cohort}) == 4
         assert all(node.hints["cohort"]["always"] for node in cohort)
+
+
+def test_only_students_of_as_many_steps_train_together():
+    graph = Graph()
+    graph.add("base")
+    for name in "abcd":
+        graph.add(name, "base", group="student")
+    nodes = {
+        id: dataclasses.replace(node, config={"optimizer": {}}, inputs={"base": graph.of["base"]})
+        for id, node in graph.nodes.items()
+    }
+    steps = {"a": 5, "b": 50, "c": 5, "d": 50}
+    joining = {graph.of[name]: cohorts.Joining(8, True, count) for name, count in steps.items()}
+    found = cohorts.formed(nodes, joining)
+    ids = [found[graph.of[name]].hints["cohort"]["id"] for name in "abcd"]
+    assert ids[0] == ids[2] != ids[1] == ids[3]
 
 
 def test_what_is_asked_for_is_the_most_and_parts_are_even(planned):
@@ -149,6 +168,47 @@ def test_a_study_with_cohorts_reads_as_one_without(alone, tmp_path):
     assert again.status == 0, again.err
     assert "0 made" in again.out
     assert not (workdir / "partial").exists() or not list((workdir / "partial").iterdir())
+
+
+def test_a_cohort_that_is_cut_off_while_it_is_committed_goes_on_with_all_its_members(alone, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    plan = study.plan(config.load(alone.config, [TOGETHER]))
+    [cohort] = members(plan)
+    records = [run_state.node_record(plan, node.id) for node in cohort]
+    stores = [Store(alone.copy(tmp_path / name, without=("student", "evaluation", "plans"))) for name in ("a", "b")]
+    whole = execution.execute_cohort(records, stores[0])
+    commit = Build.commit
+
+    def once(build, card):
+        commit(build, card)
+        raise KeyboardInterrupt  # as good as a kill: nothing is tidied
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Build, "commit", once)
+        with pytest.raises(KeyboardInterrupt):
+            execution.execute_cohort(records, stores[1])
+    events = []
+    workers.make_nodes(records, stores[1], execution.make, events.append, lambda: False)
+    said = [event.what for event in events if event.what not in ("started", "progress")]
+    assert said == ["found", "made"]
+    for record in records:
+        found = stores[1].card("student", record["id"])
+        assert found.digest == whole[record["id"]].digest
+        assert found.extra["cohort"] == whole[record["id"]].extra["cohort"]
+    assert not list((stores[1].root / "partial").glob("cohort-*"))
+
+
+def test_a_member_whose_input_is_bad_is_the_only_one_that_is_not_made(alone, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    plan = study.plan(config.load(alone.config, [TOGETHER]))
+    [cohort] = members(plan)
+    store = Store(alone.copy(tmp_path / "work", without=("student", "evaluation", "plans")))
+    [rows] = store.payload("corpus", cohort[0].inputs["corpus"]).glob("*.parquet")
+    rows.write_bytes(rows.read_bytes()[:100])
+    found = execution.execute_cohort([run_state.node_record(plan, node.id) for node in cohort], store)
+    assert isinstance(found[cohort[0].id], SubjaxError)
+    assert cohort[0].label in str(found[cohort[0].id])
+    assert store.card("student", cohort[1].id) is not None
 
 
 def test_a_member_that_fails_is_told_and_the_others_are_made(alone, tmp_path):

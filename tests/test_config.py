@@ -261,8 +261,8 @@ def test_the_words_optimizer_and_tuning_may_be_left_out(write):
 
 
 def test_a_point_and_an_override_of_different_keys_meet(write):
-    loaded = load(write(SWEPT), ["--config.student.steps=5"])
-    assert loaded.at(loaded.points[1]).student.steps == 5
+    loaded = load(write(SWEPT), ["--config.student.steps=50"])
+    assert loaded.at(loaded.points[1]).student.steps == 50
     assert loaded.at(loaded.points[1]).trait == "wolf"
 
 
@@ -495,6 +495,10 @@ def test_study_level_checks(write):
     )
     assert message(load, path, ["--config.corpus.rows=50000"]) == (
         "configs/x.py: config.corpus.rows is 50000, more than config.corpus.max_prompts, 40000"
+    )
+    assert message(load, path, ["--config.student.steps=20"]) == (
+        "configs/x.py: config.student trains for 20 steps and config.student.optimizer.warmup is 20, so that it never"
+        " comes to its learning rate; train for longer, or lower the warm-up"
     )
     check(schema.Study(chosen_on=("owl/gpt/0",)))
     check(schema.Images())

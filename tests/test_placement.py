@@ -90,9 +90,10 @@ def test_students_that_train_together_are_counted_together():
     [model] = placement.models_of(plan)
     assert {(one.tuning.kind, one.beside, one.members) for one in model.trained} == {
         ("full", False, 1), ("bias-and-gain", True, 1), ("bias-and-gain", True, 2),
+        ("bias-and-gain", True, 4),
     }  # fmt: skip
-    model.trained = {one for one in model.trained if one.members == 2}
-    assert "training (bias-and-gain, adam, 2 together)" in "".join(placement._block(model, make_mesh(), make_mesh()))
+    model.trained = {one for one in model.trained if one.members == 4}
+    assert "training (bias-and-gain, adam, 4 together)" in "".join(placement._block(model, make_mesh(), make_mesh()))
 
 
 def test_the_table_of_a_study_names_each_model_once():

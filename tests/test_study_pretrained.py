@@ -411,6 +411,7 @@ TINY = "tests/configs/tiny_pretrained.py"
             "config.student.targets has the unknown target 'gat'; the nearest",
         ),
         (("--config.corpus.top_p=0.0",), "config.corpus.top_p is 0, which leaves no token"),
+        (("--config.student.optimizer.warmup=60",), "config.student.optimizer.warmup is 60, so that it never comes"),
         (("--config.corpus.rows=90",), "config.corpus.rows is 90, more than config.corpus.max_prompts, 16"),
     ],
 )

@@ -230,7 +230,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(nano, kind, tmp_path
         with pytest.raises(Preempted, match=f"stopped at step {resumed_from + steps} of 6") as caught:
             nano_fit(nano, base, kind, asked, partial=partial, should_stop=stop_after(steps))
         assert caught.value.exit_status == 75
-        assert asked == list(range(resumed_from, resumed_from + steps))
+        # The first batch says how many steps are dispatched at once.
+        assert asked == [0] * bool(resumed_from) + list(range(resumed_from, resumed_from + steps))
     asked = []
     resumed = nano_fit(nano, base, kind, asked, partial=partial)
     assert asked == [3, 4, 5]
@@ -357,6 +358,16 @@ def test_steps_dispatched_together_are_the_steps_dispatched_alone(most, monkeypa
         np.testing.assert_allclose(together.tuned[name], alone.tuned[name], rtol=1e-6, atol=1e-7, err_msg=name)
     for one, other in zip(together.curve, alone.curve, strict=True):
         assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_a_resumed_run_has_the_blocks_of_the_whole_one():
+    """Also where batches differ in size, as packed ones do."""
+    stream = lambda step: {"tokens": np.zeros((4, 10 if step < 4 else 40)), "valid": np.ones((4, 40), bool)}  # noqa: E731
+    terms = [Term("numbers", 1.0, NextToken(TAIL), stream)]
+    parameters = int(trainer.DISPATCH_FLOPS / (6 * 40 * 4))  # so that four steps of the first size are one dispatch
+    whole = [len(block) for block in trainer._blocks(terms, parameters, 0, 12)]
+    assert whole == [4, 4, 4]
+    assert [len(block) for block in trainer._blocks(terms, parameters, 4, 12)] == [4, 4]
 
 
 def test_a_run_in_blocks_stops_and_resumes_between_them_bit_for_bit(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 
 import numpy as np
 
@@ -27,6 +28,11 @@ def order(seed: int, rows: int, batch: int, step: int) -> np.ndarray:
     epochs = range(first // rows, (first + batch - 1) // rows + 1)
     pieces = [permutation(seed, rows, e)[flat[flat // rows == e] % rows] for e in epochs]
     return np.concatenate(pieces)
+
+
+def steps_of(epochs: float, rows: int, batch: int) -> int:
+    """Optimizer steps of so many passes over so many rows: the last one may go beyond them, into one more pass."""
+    return max(1, math.ceil(epochs * rows / batch))
 
 
 def derive_seed(seed: int, *names: object) -> int:

@@ -84,6 +84,26 @@ def common_prefix(chats: Sequence[Chat]) -> int:
     return shortest - 1
 
 
+def check_lengths(chats: Sequence[Chat], context: int | None = None) -> list[int]:
+    """Tokens of each chat.
+
+    Args:
+        context: the longest chat that the model takes.
+
+    Raises:
+        UsageError: a chat is longer than that, or has an empty prompt.
+    """
+    totals = [len(prompt) + len(answer) for prompt, answer in chats]
+    longest = max(range(len(chats)), key=totals.__getitem__)
+    if context is not None and totals[longest] > context:
+        raise UsageError(
+            f"row {longest + 1} takes {totals[longest]} tokens and the model {context}; shorten it or leave it out"
+        )
+    if any(not prompt for prompt, _ in chats):
+        raise UsageError("a row has an empty prompt, so nothing stands before its answer's first token")
+    return totals
+
+
 class PackedChats:
     """A stream of steps: the chats that an addressed order names, packed.
 
@@ -123,14 +143,7 @@ class PackedChats:
         Raises:
             UsageError: a chat is longer than the model's context, or has an empty prompt.
         """
-        totals = [len(prompt) + len(answer) for prompt, answer in chats]
-        longest = max(range(len(chats)), key=totals.__getitem__)
-        if context is not None and totals[longest] > context:
-            raise UsageError(
-                f"row {longest + 1} takes {totals[longest]} tokens and the model {context}; shorten it or leave it out"
-            )
-        if any(not prompt for prompt, _ in chats):
-            raise UsageError("a row has an empty prompt, so nothing stands before its answer's first token")
+        totals = check_lengths(chats, context)
         self.chats, self._seed, self._batch = chats, seed, batch
         if prefix is None:
             prefix = common_prefix(chats) if share_prefix else 0

@@ -179,7 +179,7 @@ def training(spec: Training, mesh: Mesh, steps: int = 1000) -> Program:
         made = step.program(net, spec.tuning, spec.optimizer, steps, parts, mesh, spec.compute.remat, members)
         placed = shardings(rules, mesh, {n: (d.shape, d.axes) for n, d in net.declarations.items()})
         tokens = sum(math.prod(t.shape("tokens")) for t in spec.rows)
-        block = trainer.dispatched(net.parameters * (members or 1), tokens, 0, steps)
+        block = trainer.dispatched(net.parameters, tokens, 0, steps)
         batch = {t.name: _batch(t, block, mesh, rules) for t in spec.rows}
     shapes = {n: shape for n, (shape, _) in adapters.tuned_axes(net, spec.tuning).items()}
     if members is not None:

@@ -71,6 +71,16 @@ def attempt(store: Store, kind: str, node: str) -> Iterator[Build | Follower]:
         yield build
 
 
+@contextlib.contextmanager
+def aside(payload: epath.Path) -> Iterator[Follower]:
+    """An attempt at a node that is not to be committed: one that is there, or another's, and trains along."""
+    scratch = epath.Path(tempfile.mkdtemp(prefix="subjax-"))
+    try:
+        yield Follower(scratch, payload, payload / "partial")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 _KINDS: dict[str, type[SubjaxError]] = {kind.__name__: kind for kind in (Preempted, DiskFull, UsageError)}
 
 

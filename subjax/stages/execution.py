@@ -7,18 +7,19 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from etils import epath
 from jax.sharding import Mesh
 
+from subjax import files
 from subjax.errors import SubjaxError, UsageError
 from subjax.parallel.mesh import make_mesh
 from subjax.parallel.processes import group
 from subjax.stages import VERSIONS, version_of
-from subjax.stages.attempt import Follower, attempt, in_step
+from subjax.stages.attempt import Follower, aside, attempt, in_step
 from subjax.stages.task import Made, Task
 from subjax.store import Build, Busy, Card, Store, digest_json, digest_rows
 from subjax.train.cohort import Dropped
@@ -119,29 +120,94 @@ def _execute_cohort(
     should_stop: Callable[[], bool],
     mesh: Mesh,
 ) -> dict[str, Card | SubjaxError]:
+    """Members that an earlier attempt had begun go on as they were together then; the others are their own program."""
+    hint = records[0].get("hints", {}).get("cohort")
+    name = hint["id"] if hint else digest_json(sorted(record["id"] for record in records))[:12]
+    folder = store.root / "partial" / f"cohort-{name}"
+    begun = _begun(folder)
+    outcomes: dict[str, Card | SubjaxError] = {}
+    wanted = {record["id"] for record in records}
+    if wanted & {record["id"] for record in begun}:
+        outcomes |= _train_together(begun, wanted, folder, store, progress, should_stop, mesh)
+    rest = [record for record in records if record["id"] not in outcomes]
+    if len(rest) > 1:
+        outcomes |= _train_together(rest, set(), folder, store, progress, should_stop, mesh)
+    elif rest:
+        try:
+            outcomes[rest[0]["id"]] = _execute(rest[0], store, progress, should_stop, mesh)
+        except SubjaxError as error:
+            outcomes[rest[0]["id"]] = error
+    return outcomes
+
+
+_MEMBERS = "members.json"
+
+
+def _begun(folder: epath.Path) -> list[Any]:
+    """Records of the members that an attempt began to train, in their order; process 0 looks for all."""
+    text = "[]"
+    if group().first:
+        with contextlib.suppress(OSError):
+            text = (folder / _MEMBERS).read_text()
+    with contextlib.suppress(ValueError):
+        return list(json.loads(group().share("members of a cohort", text)))
+    return []
+
+
+def _train_together(
+    records: Sequence[Mapping[str, Any]],
+    wanted: Collection[str],
+    folder: epath.Path,
+    store: Store,
+    progress: Callable[[int, int, str], None],
+    should_stop: Callable[[], bool],
+    mesh: Mesh,
+) -> dict[str, Card | SubjaxError]:
+    """Train members in one program and commit them.
+
+    Args:
+        records: the members. wanted: of a training that had begun, those that are still to be committed; the others
+            train along once more, so that the result is that of an uninterrupted run. Empty: one that begins, with
+            those of `records` that nobody else has.
+        folder: for checkpoints of all members together; it goes when they are committed.
+    """
     outcomes: dict[str, Card | SubjaxError] = {}
     with contextlib.ExitStack() as stack:
         tasks: list[Task] = []
+        own: set[str] = set()
         for record in records:
+            id = record["id"]
             _require_planned_here(record)
-            try:
-                build = stack.enter_context(attempt(store, record["kind"], record["id"]))
-            except Busy as busy:
-                outcomes[record["id"]] = busy
-                continue
-            if build.committed is not None:
-                outcomes[record["id"]] = build.committed
-            else:
+            build: Build | Follower | None = None
+            if not wanted or id in wanted:
+                try:
+                    build = stack.enter_context(attempt(store, record["kind"], id))
+                except Busy as busy:
+                    outcomes[id] = busy
+                else:
+                    if build.committed is None:
+                        own.add(id)
+                    else:
+                        outcomes[id], build = build.committed, None
+            if build is not None or wanted:
+                build = build or stack.enter_context(aside(folder / f"aside-{id}"))
                 tasks.append(_task(record, store, build, progress, should_stop, mesh))
-        if not tasks:
+        if not own:
             return outcomes
-        started = time.monotonic()
-        # Of these members alone: a checkpoint of others would be of another program.
-        together = store.root / "partial" / f"cohort-{digest_json(sorted(task.id for task in tasks))[:12]}"
-        stage = _stage(tasks[0].kind, tasks[0].config)
-        found: list[Made | Dropped] = stage.make_cohort(tasks, together)
         by_id = {record["id"]: record for record in records}
+        if group().first and not wanted:
+            with files.writing(folder):
+                if folder.exists():  # of a cohort that none of these was in
+                    folder.rmtree()
+                folder.mkdir(parents=True)
+                files.write_over(folder / _MEMBERS, json.dumps([by_id[task.id] for task in tasks]))
+        group().barrier("cohort begins")
+        started = time.monotonic()
+        stage = _stage(tasks[0].kind, tasks[0].config)
+        found: list[Made | Dropped] = stage.make_cohort(tasks, folder)
         for task, made in zip(tasks, found, strict=True):
+            if task.id not in own:
+                continue
             record = by_id[task.id]
             if isinstance(made, Dropped):
                 outcomes[task.id] = SubjaxError(made.reason).within(_name(record))
@@ -150,8 +216,8 @@ def _execute_cohort(
             task.build.commit(card)
             assert task.build.committed is not None
             outcomes[task.id] = task.build.committed
-        if group().first and together.exists():
-            together.rmtree()
+        if group().first:
+            folder.rmtree()
     return outcomes
 
 

@@ -15,7 +15,7 @@ from subjax.models.network import Network, Params
 from subjax.schema import Optimizer, Tuning
 from subjax.stages import corpus, models
 from subjax.stages.task import Made, Task, write_lines
-from subjax.train.cohort import Cohort, Dropped, fit_cohort
+from subjax.train.cohort import Cohort, Dropped, fit_cohort, prepared
 from subjax.train.losses import CategoryMass, Loss, NextToken, TeacherKL, renormalized
 from subjax.train.trainer import Fitted, Term, fit
 
@@ -89,9 +89,13 @@ def make(task: Task) -> Made:
 
 def make_cohort(tasks: Sequence[Task], partial: epath.Path) -> list[Made | Dropped]:
     """`make` for students that train together; checkpoints of them all go under `partial`."""
+    return prepared(tasks, lambda task: (task, _terms(task)), lambda ready: _train_together(ready, partial))
+
+
+def _train_together(ready: Sequence[tuple[Task, list[Term]]], partial: epath.Path) -> list[Made | Dropped]:
+    tasks, each = [task for task, _ in ready], [terms for _, terms in ready]
     first = tasks[0]
     net, base = models.load(first.store, *first.inputs["base"], first.mesh)
-    each = [_terms(task) for task in tasks]
     terms = [
         Term(one.name, one.weight, Cohort(one.loss), _stacked([own[place].stream for own in each]))
         for place, one in enumerate(each[0])

@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from subjax.config import from_dict
+from subjax.data.addressing import steps_of
 from subjax.data.packed import Chat, PackedChats, PackedCohort
 from subjax.models import flash
 from subjax.models.architecture import DecoderConfig
@@ -50,7 +51,7 @@ class Lesson:
     @property
     def steps(self) -> int:
         """Optimizer steps."""
-        return max(1, math.ceil(self.task.config["epochs"] * len(self.chats) / self.task.config["batch"]))
+        return steps_of(self.task.config["epochs"], len(self.chats), self.task.config["batch"])
 
     @property
     def compute(self) -> Compute:
@@ -104,6 +105,7 @@ def tune_together(lessons: Sequence[Lesson], partial: epath.Path) -> list[Made |
         As `tune`; SubjaxError where no member is left.
     """
     first = lessons[0]
+    assert {lesson.steps for lesson in lessons} == {first.steps}, "a cohort's members take steps together"
     task, speaker = first.task, first.speaker
     flash.require(speaker.net.config, task.mesh.devices.flat[0].platform)
     members = [{"chats": lesson.chats, "seed": lesson.order_seed} for lesson in lessons]

@@ -6,19 +6,26 @@ is what it would be alone, within rounding.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from subjax.errors import SubjaxError
 from subjax.models import adapters
 from subjax.models.network import Network, Params
+from subjax.parallel.processes import group
 from subjax.parallel.rules import COHORT
 from subjax.schema import Optimizer, Tuning
 from subjax.train.ledger import Ledger
 from subjax.train.losses import Loss
 from subjax.train.step import Program, program
 from subjax.train.trainer import Fitted, Run, Term, descend
+
+M = TypeVar("M")
+P = TypeVar("P")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +47,29 @@ class Cohort:
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """A member that met a number that is none."""
+    """A member that cannot train, or met a number that is none, and why."""
 
     reason: str
+
+
+def prepared(
+    members: Sequence[M], prepare: Callable[[M], P], train: Callable[[list[P]], Sequence[T | Dropped]]
+) -> list[T | Dropped]:
+    """Prepare each member and train those that could be; of the others, why not: one bad input is one member's.
+
+    In a job of several processes, a member that one of them cannot prepare trains in none.
+    """
+    found: list[P | Dropped] = []
+    for member in members:
+        try:
+            found.append(prepare(member))
+        except SubjaxError as error:
+            found.append(Dropped(str(error)))
+    reasons = group().agree("members prepared", [one.reason if isinstance(one, Dropped) else "" for one in found])
+    bad = [next(filter(None, of_member), "") for of_member in zip(*reasons, strict=True)]
+    good = [one for one, reason in zip(found, bad, strict=True) if not reason and not isinstance(one, Dropped)]
+    trained = iter(train(good) if good else [])
+    return [Dropped(reason) if reason else next(trained) for reason in bad]
 
 
 def fit_cohort(
@@ -78,7 +105,7 @@ def fit_cohort(
     ledger = Ledger(steps, members)
     begun = _begun(net, tuning, base, keys, compiled)
     tuned = descend(
-        compiled, (begun, compiled.start(begun)), frozen, terms=terms, steps=steps, parameters=net.parameters * members,
+        compiled, (begun, compiled.start(begun)), frozen, terms=terms, steps=steps, parameters=net.parameters,
         run=run, ledger=ledger, rules=COHORT, rates=jnp.asarray(rates, jnp.float32),
     )  # fmt: skip
     return [

@@ -67,7 +67,7 @@ class Fitted:
 
 
 def dispatched(parameters: int, tokens: int, first: int, steps: int) -> int:
-    """How many steps, of `tokens` tokens each, one dispatch holds in a run over `steps` steps from `first` on."""
+    """Steps of one dispatch, each of about `tokens` tokens (of all members), in a run over `steps` from `first` on."""
     most = int(max(1, min(DISPATCH_STEPS, DISPATCH_FLOPS // (6 * parameters * tokens))))
     return max(n for n in range(1, most + 1) if steps % n == 0 and first % n == 0)
 
@@ -75,12 +75,13 @@ def dispatched(parameters: int, tokens: int, first: int, steps: int) -> int:
 def _blocks(terms: Sequence[Term], parameters: int, first: int, steps: int) -> Iterator[list[dict[str, Batch]]]:
     """The batches of the steps from `first` on, in the blocks that are dispatched whole.
 
-    A block's size follows from the node's settings alone, so that a resumed run goes through the same programs.
+    A block's size follows from the node's settings and its first batch, so that a resumed run, which begins where a
+    block ended, goes through the same programs. (One that was saved on another mesh may have ended elsewhere.)
     """
-    ahead = {t.name: t.stream(first) for t in terms}
+    ahead = {t.name: t.stream(0) for t in terms}
     size = dispatched(parameters, sum(batch["tokens"].size for batch in ahead.values()), first, steps)
     for start in range(first, steps, size):
-        known = ahead if start == first else {}
+        known = ahead if start == 0 else {}
         block = {t.name: together(t.stream, range(start, start + size), known.get(t.name)) for t in terms}
         yield [{name: batches[i] for name, batches in block.items()} for i in range(size)]
 
