@@ -488,6 +488,13 @@ def test_exponents():
     assert fits["length"] == pytest.approx({"step": 0.0, "compile": 0.0}, abs=1e-9)
 
 
+def test_compile_time_by_depth_is_of_points_that_differ_in_nothing_else():
+    other = lambda p: any(p[name] != size for name, size in growth.BASE.items() if name != "layers")  # noqa: E731
+    rounds = [[{**p, "step": 0.1, "compile": 50.0 if other(p) else 2.0 + p["layers"]} for p in growth.points(False)]]
+    found = growth.by_depth(growth.summary(rounds))
+    assert (found["layers"], found["ratio"]) == ([4, 64], pytest.approx(66 / 6))
+
+
 # ---- the page ----
 
 

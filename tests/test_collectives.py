@@ -106,6 +106,11 @@ def test_a_tpus_scanned_layers():
     assert all(c.bounded and c.dtypes == ("bf16",) for c in found)
 
 
+def test_the_pairs_of_a_permutation():
+    [permute] = [c for c in collectives(TPU) if c.kind == "collective-permute"]
+    assert (permute.groups, permute.group) == (((0, 1), (1, 0)), 2)
+
+
 def test_a_gpus_started_collectives():
     found = {c.kind: c for c in collectives(GPU)}
     assert by_kind(list(found.values())) == {
@@ -152,6 +157,8 @@ def test_bytes_over_links_and_network():
     assert received([one("all-gather", 100, ())], islands) == (50, 25)  # no groups: everyone
     assert received([one("all-gather", 100, ((0, 1), (2, 3)), times=3)], islands) == (150, 0)
     assert received([one("all-reduce", 100, ((0, 2), (1, 3)))], islands) == (0, 100)
+    assert received([one("collective-permute", 100, ((0, 1), (1, 0), (2, 3), (3, 2)))], islands) == (100, 0)
+    assert received([one("collective-permute", 100, ((0, 1), (1, 2), (2, 3), (3, 0)))], islands) == (0, 100)
 
 
 PROGRAM = """

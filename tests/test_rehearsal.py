@@ -23,6 +23,7 @@ from subjax.errors import UsageError
 from subjax.models.hf_config import decoder_config_of
 from subjax.models.network import network
 from subjax.models.published import names, published_config
+from subjax.parallel.chips import CHIPS
 from subjax.parallel.mesh import make_mesh
 from subjax.parallel.topology import described_mesh, missing, parse_topology
 from subjax.rehearsal import fit, plans, table
@@ -259,7 +260,7 @@ def test_what_a_compiler_says_of_memory_holds_the_arguments():
         jax.jit(made).lower(given).compile()
     needed, room = refused(str(said.value))
     assert needed == pytest.approx(2 * 4 * math.prod(shape), rel=0.01)
-    assert room == pytest.approx(31.25 * GIB, rel=0.01)
+    assert room == pytest.approx(CHIPS["v6e"].hbm, rel=1e-4)
 
 
 def failed(job: Job, needed: float, room: float) -> Figures:

@@ -55,17 +55,34 @@ def test_a_wrong_name_says_what_is_right(text, said):
 
 
 def test_links_that_every_device_has():
-    """A corner of a torus that does not close has one link a dimension; v5e and v6e close at 16, v5p at 4."""
+    """A corner of a torus that does not close has one link a dimension; v5e and v6e close at 16 and
+    v5p where all of it is of fours: of 2 x 4 x 4 no side does.
+    """
     links = {"v5e:4x4": 2, "v5e:16x16": 4, "v5e:8x16": 3, "v5p:4x4x4": 6, "v5p:2x2x1": 2, "v6e:4x4": 2}
+    links |= {"v5p:2x4x4": 3, "v5p:4x4x8": 6, "tpu7x:2x2x4": 3}
     for text, count in links.items():
         found = parse_topology(text)
         assert found.fast == count * found.chip.link, text
 
 
-def test_larger_doubles_the_shortest_side():
-    assert [str(larger(parse_topology(t))) for t in ("v5e:4x8", "v5p:4x4x4", "h100:2x8", "v5e:4x4x2slices")] == [
-        "v5e:8x8", "v5p:8x4x4", "h100:4x8", "v5e:8x4x2slices",
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "next_larger"),
+    [
+        ("v5e:4x8", "v5e:8x8"),
+        ("v5e:4x4", "v5e:4x8"),
+        ("v5p:4x4x4", "v5p:4x4x8"),
+        ("h100:2x8", "h100:4x8"),
+        ("v5e:4x4x2slices", "v5e:4x8x2slices"),
+        ("v5e:1x1", "v5e:2x2"),
+        ("tpu7x:1x1x1", "tpu7x:2x2x1"),
+        ("v5e:1x1x4slices", "v5e:2x2x4slices"),
+        ("v6e:16x16", "v6e:16x16x2slices"),  # a slice ends at 256 chips
+        ("v5e:16x16x2slices", "v5e:16x16x4slices"),
+        ("cpu:4", "cpu:8"),
+    ],
+)
+def test_the_next_larger_topology_is_one_that_there_is(text, next_larger):
+    assert str(larger(parse_topology(text))) == next_larger
 
 
 def test_peaks_by_precision():

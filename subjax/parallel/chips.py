@@ -24,12 +24,12 @@ class Chip:
         bf16: peak of products of bfloat16 matrices summed in float32, FLOP/s.
         float32: peak of products of float32 matrices by matmul precision. A TPU makes them of bfloat16 products, six
             for `highest`, three for `high`, one for `default`; a GPU of its float32 units, or of its TF32 ones.
-        hbm: bytes of memory. hbm_bandwidth: bytes a second.
+        hbm: bytes of memory, of a TPU those that its compiler gives to programs. hbm_bandwidth: bytes a second.
         link: bytes a second, one way, of one link to a neighbour; of a GPU, of all its NVLinks together.
         dimensions: of the torus of links; 1 where a switch joins a host's GPUs.
-        wraps_at: the torus closes in dimensions whose length is a multiple of it.
+        wraps_at: the torus closes in dimensions whose length is a multiple of it; of three, if all are.
         network: bytes a second, one way, between slices (TPU) or hosts (GPU).
-        per_chip: devices of one chip.
+        most: chips of the largest slice; 0 where there are no slices. per_chip: devices of one chip.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Chip:
     dimensions: int
     wraps_at: int
     network: float
+    most: int = 0
     per_chip: int = 1
 
     def peak(self, dtype: str, matmul_precision: str) -> float:
@@ -51,10 +52,10 @@ class Chip:
 
 def _tpu(
     name: str, bf16: float, hbm: float, bandwidth: float, link: float, dims: int, wraps: int, network: float,
-    per_chip: int = 1,
+    most: int, per_chip: int = 1,
 ) -> Chip:  # fmt: skip
     float32 = {"default": bf16, "high": bf16 / 3, "highest": bf16 / 6}
-    return Chip(name, "tpu", bf16, float32, int(hbm * GIB), bandwidth, link, dims, wraps, network, per_chip)
+    return Chip(name, "tpu", bf16, float32, int(hbm * GIB), bandwidth, link, dims, wraps, network, most, per_chip)
 
 
 def _gpu(
@@ -67,11 +68,11 @@ def _gpu(
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        _tpu("v5e", 197e12, 16, 819e9, 50e9, 2, 16, 200e9 / 8 / 8),
-        _tpu("v5p", 459e12, 95, 2765e9, 100e9, 3, 4, 50e9 / 8),
-        _tpu("v6e", 918e12, 32, 1640e9, 100e9, 2, 16, 800e9 / 8 / 8),
+        _tpu("v5e", 197e12, 15.75, 819e9, 50e9, 2, 16, 200e9 / 8 / 8, 256),
+        _tpu("v5p", 459e12, 95.74, 2765e9, 100e9, 3, 4, 50e9 / 8, 8960),
+        _tpu("v6e", 918e12, 31.25, 1640e9, 100e9, 2, 16, 800e9 / 8 / 8, 256),
         # 2,307 TFLOP/s, 192 GiB, 7,380 GB/s and 1,200 GB/s of links (both ways, six of them) a chip of two devices.
-        _tpu("tpu7x", 2307e12 / 2, 96, 7380e9 / 2, 100e9 / 2, 3, 4, 100e9 / 8 / 2, per_chip=2),
+        _tpu("tpu7x", 2307e12 / 2, 94.75, 7380e9 / 2, 100e9 / 2, 3, 4, 100e9 / 8 / 2, 9216, per_chip=2),
         _gpu("a100", 312e12, 156e12, 19.5e12, 85_100_068_864, 2039e9, 300e9, 25e9),
         _gpu("h100", 989e12, 494e12, 67e12, 84_942_979_072, 3350e9, 450e9, 50e9),
         _gpu("h200", 989e12, 494e12, 67e12, 150_121_545_728, 4800e9, 450e9, 50e9),

@@ -33,8 +33,8 @@ class Collective:
         kind: one of `KINDS`. dtypes: of its arrays, each once.
         bytes: of the whole arrays, on one device: of an all-gather its result, of a reduce-scatter its operand, of the
             others either.
-        groups: devices that take part together, by their place in the mesh; empty where all do, or in pairs of a
-            permutation.
+        groups: devices that take part together, by their place in the mesh: of a permutation its pairs of source and
+            target; empty where all do.
         group: devices in a group (0: all of them).
         times: how often one call executes it; loops of unknown length count once.
         bounded: false where such a loop holds it.
@@ -177,7 +177,7 @@ def _collective(match: re.Match, line: str, inside: str, times: int, bounded: bo
         arrays = [array for array in arrays if array != ("u32", "")]
         arrays = arrays[len(arrays) // 2 :]
     groups = _groups(line)
-    group = len(groups[0]) if groups else _mesh_group(line)
+    group = len(groups[0]) if groups else 0
     size = sum(_WIDTHS[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in arrays)
     if kind == "reduce-scatter":
         size *= group or 1
@@ -190,6 +190,8 @@ def _collective(match: re.Match, line: str, inside: str, times: int, bounded: bo
 
 def _groups(line: str) -> tuple[tuple[int, ...], ...]:
     """Groups from their lists {{0,1},{2,3}}, from [2,2]<=[2,2]T(1,0), or from a mesh and the axes that take part."""
+    if pairs := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", line):
+        return tuple(tuple(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)\}", pairs[1]))
     if lists := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
         return tuple(tuple(map(int, part.split(","))) for part in re.findall(r"\{([\d,]+)\}", lists[1]))
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
@@ -205,10 +207,6 @@ def _groups(line: str) -> tuple[tuple[int, ...], ...]:
         order = [i for i, n in enumerate(names) if n not in taking] + [names.index(n) for n in taking]
         return _rows(_transposed(list(axes.values()), order), math.prod(axes[n] for n in taking))
     return ()
-
-
-def _mesh_group(line: str) -> int:
-    return 2 if "source_target_pairs" in line else 0
 
 
 def _transposed(shape: Sequence[int], order: Sequence[int]) -> list[int]:

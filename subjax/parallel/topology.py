@@ -57,7 +57,10 @@ class Topology:
         """
         if self.chip.platform != "tpu":
             return self.chip.link
-        links = sum(0 if n == 1 else 2 if n % self.chip.wraps_at == 0 else 1 for n in self.shape)
+        closed = [n % self.chip.wraps_at == 0 for n in self.shape]
+        if len(closed) == 3:  # built of cubes, whose faces optical switches join: all of it, or none
+            closed = [all(closed)] * 3
+        links = sum(0 if n == 1 else 2 if ring else 1 for n, ring in zip(self.shape, closed, strict=True))
         return self.chip.link * links
 
     def __str__(self) -> str:
@@ -101,10 +104,21 @@ def _form(chip: Chip) -> str:
 
 
 def larger(topology: Topology) -> Topology:
-    """The topology of the same kind with twice the devices: its shortest dimension doubled (of GPUs: its hosts)."""
-    at = 0 if topology.chip.platform == "cuda" else min(range(len(topology.shape)), key=lambda i: topology.shape[i])
-    shape = tuple(2 * n if i == at else n for i, n in enumerate(topology.shape))
-    ending = f"x{topology.slices}slices" if topology.slices > 1 else ""
+    """The next larger topology of the same kind: its shortest dimension doubled (of equal ones the last, as the makers
+    name slices), of GPUs its hosts, and its slices where one is as large as they are.
+
+    A single TPU's next is a host of four.
+    """
+    shape, slices = list(topology.shape), topology.slices
+    if topology.chip.platform == "cuda":
+        shape[0] *= 2
+    elif topology.chip.platform == "tpu" and math.prod(shape) == 1:
+        shape[:2] = 2, 2
+    elif topology.chip.platform == "tpu" and 2 * math.prod(shape) > topology.chip.most:
+        slices *= 2
+    else:
+        shape[min(range(len(shape)), key=lambda i: (shape[i], -i))] *= 2
+    ending = f"x{slices}slices" if slices > 1 else ""
     return parse_topology(f"{topology.chip.name}:{'x'.join(map(str, shape))}{ending}")
 
 

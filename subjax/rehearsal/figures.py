@@ -127,7 +127,7 @@ def _measured(program: Program, spec: Spec, topology: Topology, islands: list[in
                 f"{program.name}: the compiler for {topology} failed, not for want of memory: {said}"
             ) from error
         taken, room = refused(str(error))
-        needed, room = taken + beside if taken else 0, room or topology.chip.hbm
+        needed, room = taken + beside if taken else 0, room or room_of(topology)
         words = " ".join(str(error).split())
         parts = held | ({"temporaries": needed - sum(held.values()) - beside} if needed else {})
         parts |= {"beside": beside} if beside else {}
@@ -148,7 +148,8 @@ def _measured(program: Program, spec: Spec, topology: Topology, islands: list[in
     parts = {part: size for part, size in parts.items() if size}
     found = collectives(compiled.as_text() or "")
     fast, slow = (size / program.steps for size in received(found, islands))
-    work, flops = _work(program, spec, fast, slow)
+    fetched = sum(one.times * one.bytes for one in found if one.kind in ("all-gather", "collective-permute"))
+    work, flops = _work(program, spec, fast, slow, fetched / program.steps)
     room = room_of(topology)
     roof = roofline(work, topology, spec.config.dtype, spec.config.matmul_precision)
     return Figures(
@@ -183,29 +184,31 @@ def _sum(terms: Iterable[costs.Flops]) -> float:
     return sum(sum(part.values()) for part in terms)
 
 
-def _work(program: Program, spec: Spec, fast: float, slow: float) -> tuple[Work, float]:
-    """What one device does in one call, and the model FLOPs of the call on all devices."""
+def _work(program: Program, spec: Spec, fast: float, slow: float, fetched: float) -> tuple[Work, float]:
+    """What one device does in one call, and the model FLOPs of the call on all devices; `fetched`: see `_traffic`."""
     whole = _sum(program.work)
     shared = sum(
         flops / data / program.tensor.get(part, 1)
         for part_flops, data in zip(program.done, program.data, strict=True)
         for part, flops in part_flops.items()
     )
-    devices = program_devices(program)
-    return Work(shared, whole / devices, _traffic(program, spec), fast, slow), whole
+    devices = program_mesh(program).size
+    return Work(shared, whole / devices, _traffic(program, spec, fetched), fast, slow), whole
 
 
-def program_devices(program: Program) -> int:
-    """Devices of the mesh that a program was lowered for."""
+def program_mesh(program: Program) -> Mesh:
+    """The mesh that a program was lowered for."""
     first = next(array for arrays in program.held.values() for array in arrays)
-    return first.sharding.mesh.size
+    mesh: Mesh = first.sharding.mesh
+    return mesh
 
 
-def _traffic(program: Program, spec: Spec) -> float:
+def _traffic(program: Program, spec: Spec, fetched: float) -> float:
     """Bytes that one device must at least read or write in its memory in one call (of decoding: in one token).
 
-    Weights are read in the compute dtype by each pass over them (a gathered one whole, but for its share of `tensor`);
-    what is trained and its moments are read and written; a cache is read whole. Activations are left out.
+    Weights are read in the compute dtype by each pass over them, of a training at least the device's own share and what
+    it fetched (bytes of all gathers and permutations), and at most all (but for `tensor`'s share); what is trained and
+    its moments are read and written; a cache is read whole. Activations are left out.
     """
     net, config = network(spec.config), spec.config
     width = jnp.dtype(config.dtype).itemsize
@@ -216,7 +219,8 @@ def _traffic(program: Program, spec: Spec) -> float:
     else:
         turns, passes = max(t.turns for t in spec.rows), 3 if spec.tuning.kind == "full" else 2
         again = spec.compute.remat == "full" and any(t.packing for t in spec.rows)
-        total = turns * width * (passes * (layers + table) + again * layers)
+        whole = turns * width * (passes * (layers + table) + again * layers)
+        total = min(whole, whole / program_mesh(program).shape["fsdp"] + fetched)
         moved: list[str] = [part for part in ("adapters", "tuned", "optimizer") if part in program.held]
         moved += ["weights"] if spec.tuning.kind == "full" else []
         total += 2 * sum(bytes_of(program.held[part]) for part in moved)

@@ -47,7 +47,7 @@ def what_would_fit(spec: Spec, topology: Topology, sizes: Sizes, programs: Seque
     nothing helped.
     """
     failed = next(one for one in programs if not one.fits)
-    room = failed.room or topology.chip.hbm
+    room = failed.room or room_of(topology)
     refusals, missed = 0, 0
     for candidate in _candidates(spec, topology, sizes):
         needed = missed + estimate(candidate.spec, candidate.sizes, spec, sizes, failed, topology)
@@ -95,7 +95,8 @@ def _candidates(spec: Spec, topology: Topology, sizes: Sizes) -> Iterator[_Candi
     wider = topology
     for _ in range(_LARGER):
         wider = larger(wider)
-        mesh = (slices, wider.size // slices, 1) if isinstance(spec, Training) else (1, 1, wider.size)
+        apart = wider.slices
+        mesh = (apart, wider.size // apart, 1) if isinstance(spec, Training) else (apart, 1, wider.size // apart)
         for kept in (spec, *_fewer(spec, 1)):
             words = f"--topology={wider} --mesh={shown(mesh)}"
             yield _Candidate(words if kept is spec else f"{words} and {_rows_words(kept)}", kept, wider, mesh)
