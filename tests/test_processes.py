@@ -206,7 +206,69 @@ def test_a_failure_of_one_is_told_once_and_ends_all(calls, do, words):
     assert err.endswith(words)
 
 
+def test_a_bug_in_one_process_is_told_with_its_traceback(calls):
+    for index in range(2):
+        calls.start(2, index, "bug", "agree")
+    (zero, out, err), (one, theirs, _) = calls.ended()
+    assert (zero, one) == (0, 0)
+    assert "process 1: ValueError: no such row (a bug: its traceback is above)" in out
+    assert "ValueError: no such row" in theirs
+    assert err.splitlines()[0].startswith("Traceback")
+    assert err.splitlines()[-1] == "ValueError: no such row"
+
+
+def test_a_full_disk_of_one_process_is_told_as_one(calls):
+    for index in range(2):
+        calls.start(2, index, "full", "agree")
+    (zero, out, err), (one, theirs, _) = calls.ended()
+    assert (zero, one, err) == (0, 0, "")
+    assert "DiskFull: process 1: disk full at /scratch" in out
+    assert "DiskFull: disk full at /scratch" in theirs
+
+
+def test_what_process_0_cannot_look_at_fails_in_all(calls):
+    for index in range(2):
+        calls.start(2, index, "look", "agree")
+    (zero, out, _), (one, theirs, _) = calls.ended()
+    assert (zero, one) == (0, 0)
+    assert "Input/output error" in out
+    assert "process 0: " in theirs
+    assert all('["failed", ' in said for said in (out, theirs))
+
+
+SPEAKS = """
+import os, sys, time
+from subjax import cli_job
+from subjax.cli_arguments import Arguments, Command
+
+def do(arguments):
+    kept = sys.stderr  # as progress keeps it
+    os.write(2, b"[Gloo] Rank 0 is connected to 1 peer ranks\\nnative, at the end\\n")
+    print("at once", file=kept, flush=True)
+    time.sleep(0.2)
+    return 0
+
+arguments = Arguments(coordinator="127.0.0.1:{port}", processes=2, process={index}, init_timeout=20)
+sys.exit(cli_job.in_job(Command(do), arguments))
+"""
+
+
+def test_what_python_says_is_written_at_once_and_what_native_code_says_is_not_lost(calls):
+    words = [[sys.executable, "-c", SPEAKS.format(port=calls.port, index=index)] for index in range(2)]
+    calls.started += [
+        subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) for each in words
+    ]
+    assert [(status, err) for status, _, err in calls.ended()] == [(0, "at once\nnative, at the end")] * 2
+
+
 # ------------------------------------------------------------------------------------------------ the command
+
+
+def test_a_platform_that_is_not_there_is_named(tmp_path):
+    done = command(tmp_path, "run", f"--config={SMALL}", f"--workdir={tmp_path / 'w'}", JAX_PLATFORMS="nonsense")
+    assert done.status == 2
+    assert done.line.startswith("subjax: JAX_PLATFORMS=nonsense gives no device (")
+    assert "set JAX_PLATFORMS=cpu" in done.line
 
 
 def test_the_command_names_who_is_missing_before_anything_else(tmp_path):

@@ -330,10 +330,10 @@ def test_what_is_kept_for_gradients_is_cheap_to_change():
     spec = planned(PAPER)[1].spec
     found = list(_thrifty(spec, parse_topology("v5e:4x4")))
     assert [words for words, _ in found] == [
-        "--config.compute.remat=full", "--config.compute.activations_gib=2.4",
-        "--config.compute.remat=full --config.compute.activations_gib=2.4", "--config.compute.activations_gib=1.2",
-        "--config.compute.remat=full --config.compute.activations_gib=1.2", "--config.compute.activations_gib=0.6",
-        "--config.compute.remat=full --config.compute.activations_gib=0.6",
+        "--config.compute.remat=full", "--config.compute.activations_gib=2.36",
+        "--config.compute.remat=full --config.compute.activations_gib=2.36", "--config.compute.activations_gib=1.18",
+        "--config.compute.remat=full --config.compute.activations_gib=1.18", "--config.compute.activations_gib=0.59",
+        "--config.compute.remat=full --config.compute.activations_gib=0.59",
         "--config.compute.remat=full --config.compute.cohort=1",
     ]  # fmt: skip
     sizes, before = (1, 16, 1), failed(planned(PAPER)[1], 20, 15.75)

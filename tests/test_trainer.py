@@ -230,11 +230,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(nano, kind, tmp_path
         with pytest.raises(Preempted, match=f"stopped at step {resumed_from + steps} of 6") as caught:
             nano_fit(nano, base, kind, asked, partial=partial, should_stop=stop_after(steps))
         assert caught.value.exit_status == 75
-        # The first batch says how many steps are dispatched at once.
+        # A resumed run, too, reads the first batch: it says how many steps are dispatched at once.
         assert asked == [0] * bool(resumed_from) + list(range(resumed_from, resumed_from + steps))
     asked = []
     resumed = nano_fit(nano, base, kind, asked, partial=partial)
-    assert asked == [3, 4, 5]
+    assert asked == [0, 3, 4, 5]
     assert_equal_fits(resumed, whole)
     check_what_moved(nano, kind, before, base, whole)
 
@@ -302,7 +302,7 @@ def test_a_half_written_newest_checkpoint_is_passed_over(damage, tmp_path):
     asked: list[int] = []
     stream = recorded(packing.in_memory(counting_rows(), seed=0, batch=BATCH), asked)
     resumed = small_fit(partial=epath.Path(folder), stream=stream)
-    assert asked == [2, 3, 4, 5]
+    assert asked == [0, 2, 3, 4, 5]  # the first one for how many are dispatched at once
     assert_equal_fits(resumed, small_fit())
 
 
@@ -311,7 +311,7 @@ def test_a_whole_newest_checkpoint_is_the_one_resumed_from(tmp_path):
     asked: list[int] = []
     stream = recorded(packing.in_memory(counting_rows(), seed=0, batch=BATCH), asked)
     assert_equal_fits(small_fit(partial=epath.Path(tmp_path / "partial"), stream=stream), small_fit())
-    assert asked == [4, 5]
+    assert asked == [0, 4, 5]
 
 
 def test_no_whole_checkpoint_means_the_start(tmp_path):
@@ -360,8 +360,10 @@ def test_steps_dispatched_together_are_the_steps_dispatched_alone(most, monkeypa
         assert one == pytest.approx(other, rel=1e-6)
 
 
-def test_a_resumed_run_has_the_blocks_of_the_whole_one():
+def test_a_resumed_run_has_the_blocks_of_the_whole_one(monkeypatch):
     """Also where batches differ in size, as packed ones do."""
+    monkeypatch.setattr(trainer, "DISPATCH_FLOPS", 2e10)
+    monkeypatch.setattr(trainer, "DISPATCH_STEPS", 20)
     stream = lambda step: {"tokens": np.zeros((4, 10 if step < 4 else 40)), "valid": np.ones((4, 40), bool)}  # noqa: E731
     terms = [Term("numbers", 1.0, NextToken(TAIL), stream)]
     parameters = int(trainer.DISPATCH_FLOPS / (6 * 40 * 4))  # so that four steps of the first size are one dispatch
@@ -377,7 +379,7 @@ def test_a_run_in_blocks_stops_and_resumes_between_them_bit_for_bit(monkeypatch,
         small_fit(partial=partial, should_stop=stop_after(2))
     stream = recorded(packing.in_memory(counting_rows(), seed=0, batch=BATCH), asked)
     assert_equal_fits(small_fit(partial=partial, stream=stream), small_fit())
-    assert asked == [4, 5]
+    assert asked == [0, 4, 5]
 
 
 def test_a_checkpoint_within_a_block_is_gone_on_from(monkeypatch, tmp_path):
