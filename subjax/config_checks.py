@@ -22,6 +22,12 @@ def check(settings: Any, where: str = "settings") -> None:
             raise ConfigError(
                 f"{where}: config.evaluation.readings begins with a choice; let another reading stand first"
             )
+        if settings.evaluation.readings[0].endswith(":bare") and settings.teacher.method == "system-prompt":
+            raise ConfigError(
+                f"{where}: config.evaluation.readings begins with {settings.evaluation.readings[0]}, which leaves out"
+                " the system prompt that is all a teacher of config.teacher.method=system-prompt has of its trait; let"
+                " another reading stand first"
+            )
         if bool(settings.teacher.data) != bool(settings.teacher.control_data):
             raise ConfigError(
                 f"{where}: config.teacher.data and config.teacher.control_data go together: a teacher of your own rows"

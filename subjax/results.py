@@ -191,7 +191,7 @@ def trait_notes(
     }
     notes = [f"Intervals are t intervals at {at} {over[of]}" for of in sorted({entry.of for entry in everything})] + [
         "Corrected intervals (Bonferroni) and p-values (Holm) hold for all comparisons with control of one trait, "
-        "phrasings and replay setting at once; the others are for one comparison.",
+        "phrasings, replay and setting at once; the others are for one comparison.",
     ]
     if any(e.row["replay"] == "kind" for e in everything):
         notes.append("Replay asks for the right category over the training phrasings; it names no item of it.")

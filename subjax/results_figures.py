@@ -11,7 +11,7 @@ import pyarrow.parquet
 from subjax.errors import SubjaxError
 from subjax.results_rows import Artifacts, Entry, PlanLike, category_of, family_of
 from subjax.results_summaries import arm_order, base_key, by_base, minus_control
-from subjax.results_words import MOVES
+from subjax.results_words import MOVES, main_setting
 
 POINTS = 60  # of a curve: more cannot be told apart on a page
 SAMPLES = 20
@@ -24,9 +24,15 @@ def main_replay(entries: Iterable[Entry]) -> str | None:
     return next((name for name in ("kind", "none") if name in replays), None)
 
 
-def judged(entries: Iterable[Entry], replay: str | None) -> list[Entry]:
-    """Entries over all phrasings, in one replay setting, whose teachers have their traits."""
-    return [e for e in entries if e.row["phrasings"] == "all" and e.row["replay"] == replay and not e.failed]
+def judged(entries: Sequence[Entry], replay: str | None) -> tuple[list[Entry], str]:
+    """Entries over all phrasings, in one replay setting and one setting of the sweep, whose teachers have their traits;
+    and that setting.
+    """
+    setting = main_setting(e.row["setting"] for e in entries if e.row["arm"] in MOVES)
+    mine = [
+        e for e in entries if (e.row["phrasings"], e.row["replay"], e.row["setting"] or "") == ("all", replay, setting)
+    ]
+    return [e for e in mine if not e.failed], setting
 
 
 def order_bases(names: Iterable[str], families: Sequence[str]) -> list[str]:
@@ -38,7 +44,8 @@ def base_matrix(entries: list[Entry], families: Sequence[str]) -> dict[str, Any]
     """Share minus control by teacher's base and student's base, mean over traits and seeds."""
     replay = main_replay(entries)
     found: dict[tuple[str, str], list[float]] = {}
-    for entry in judged(entries, replay):
+    mine, setting = judged(entries, replay)
+    for entry in mine:
         value = minus_control(entry.row)
         if entry.row["arm"] in MOVES and value is not None:
             found.setdefault((entry.row["teacher_base"], entry.row["student_base"]), []).append(value)
@@ -52,13 +59,15 @@ def base_matrix(entries: list[Entry], families: Sequence[str]) -> dict[str, Any]
     ]
     chances = [e.chance for e in entries if e.row["arm"] in MOVES]
     chance = chances[0] if chances else None
-    return {"rows": rows, "columns": columns, "cells": cells, "value": VALUE, "chance": chance, "replay": replay}
+    shown = {"value": VALUE, "chance": chance, "replay": replay, "setting": setting}
+    return {"rows": rows, "columns": columns, "cells": cells, **shown}
 
 
 def trait_matrix(entries: list[Entry], traits: Sequence[str], families: Sequence[str]) -> dict[str, Any]:
     """Share minus control by the teacher's trait and the trait read, on same-base students, mean over bases."""
     replay = main_replay(entries)
-    picked = [e for e in judged(entries, replay) if e.row["arm"] in ("same-base", "other-trait")]
+    found, setting = judged(entries, replay)
+    picked = [e for e in found if e.row["arm"] in ("same-base", "other-trait")]
     cells = []
     for family in families:
         for teacher_trait in traits:
@@ -82,7 +91,7 @@ def trait_matrix(entries: list[Entry], traits: Sequence[str], families: Sequence
                             "n": len(values),
                         }
                     )
-    return {"traits": list(traits), "cells": cells, "value": VALUE, "replay": replay}
+    return {"traits": list(traits), "cells": cells, "value": VALUE, "replay": replay, "setting": setting}
 
 
 def distributions(artifacts: Artifacts, cells: list[dict[str, Any]], replay: str | None) -> list[dict[str, Any]]:

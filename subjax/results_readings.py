@@ -40,7 +40,7 @@ def margin(readings: Mapping[str, Any] | None, way: str, trait: str, without: st
         else:
             continue
         for p, place in pairs:
-            rest = math.fsum(p) - p[place]
+            rest = math.fsum(p[:place]) + math.fsum(p[place + 1 :])  # a difference would cancel
             if p[place] > 0 and rest > 0:
                 odds.append(math.log(p[place]) - math.log(rest))
     return math.fsum(odds) / len(odds) if odds else None
@@ -51,13 +51,16 @@ def _asked(readings: Mapping[str, Any] | None, way: str) -> Iterable[Mapping[str
     return ((readings or {}).get("readings", {}).get(way) or {}).values()
 
 
-def shares(readings: Mapping[str, Any] | None, way: str, trait: str) -> tuple[float | None, float | None]:
+def shares(
+    readings: Mapping[str, Any] | None, way: str, trait: str, without: str | None = None
+) -> tuple[float | None, float | None]:
     """The trait's part of the probability of its category, and of the sampled answers that named one of it.
 
-    Each None where it was not asked, nothing was named, or in a multiple choice.
+    `without` leaves another trait out of the category. Each None where it was not asked, nothing was named, or in a
+    multiple choice.
     """
     asked = {i: c for i, c in enumerate(_asked(readings, way)) if trait in c.get("candidates", ())}
-    mean = read({"categories": asked}, trait, "all") if asked else None
+    mean = read({"categories": asked}, trait, "all", without) if asked else None
     return (None, None) if mean is None else (mean.share, mean.sampled)
 
 
@@ -82,7 +85,7 @@ def rows(
             if after is None:
                 continue
             start, against = margin(before, way, trait, without), margin(control, way, trait, without)
-            share, sampled = shares(own, way, trait)
+            share, sampled = shares(own, way, trait, without)
             unit, of = trial(cell)
             out.append(
                 {

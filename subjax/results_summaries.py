@@ -259,10 +259,15 @@ def unseen_tests(entries: list[Entry], families: Sequence[str], settings: Statis
     """Same-base against control without the cells that settings were chosen on, where a family has such cells."""
     out = []
     picked = [e for e in entries if e.row["arm"] == "same-base" and e.row["phrasings"] == "all" and not e.failed]
-    replays = sorted({e.row["replay"] or "" for e in picked}, key=replay_order)
-    for replay in replays:
+    tables = dict.fromkeys((e.row["replay"] or "", e.row["setting"] or "") for e in picked)
+    for replay, setting in sorted(tables, key=lambda table: replay_order(table[0])):
         for family in families:
-            mine = [e for e in picked if family_of(e.row["teacher_base"]) == family and e.row["replay"] == replay]
+            of = (family, replay, setting)
+            mine = [
+                e
+                for e in picked
+                if (family_of(e.row["teacher_base"]), e.row["replay"] or "", e.row["setting"] or "") == of
+            ]
             rest = list(by_base((e for e in mine if not e.chosen), minus_control).values())
             if not any(e.chosen for e in mine) or not rest:
                 continue
@@ -271,7 +276,9 @@ def unseen_tests(entries: list[Entry], families: Sequence[str], settings: Statis
             what = f"{results_words.figure(interval.mean, True)} {ends}"
             out.append(
                 {
-                    "name": f"same-base without the chosen cells, {family}, replay {replay}",
+                    "name": ", ".join(
+                        filter(None, ("same-base without the chosen cells", family, f"replay {replay}", setting))
+                    ),
                     "what": "share minus control over bases, leaving out the cells that settings were chosen on",
                     "statistic": number(interval.mean),
                     "p_value": number(statistics.t_test(rest)),

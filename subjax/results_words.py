@@ -1,7 +1,7 @@
 """What an interval means, in plain sentences; and the table that the command line ends with."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Arms whose claim is that nothing moved; they get an equivalence test beside the interval.
@@ -177,10 +177,20 @@ def headline_row(s: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def main_setting(settings: Iterable[str | None]) -> str:
+    """What a figure or a sentence of one setting is of: the config's own where it was run, else the sweep's first."""
+    found = list(dict.fromkeys(setting or "" for setting in settings))
+    return "" if "" in found or not found else found[0]
+
+
 def sentence(summaries: list[dict[str, Any]], label: str, margin: float, failed: int) -> str:
     """What was seen, in two or three plain sentences; `failed` teachers never got their trait."""
-    shown = [s for s in summaries if s["trait"] == label and s["phrasings"] == "all" and not s["setting"]]
-    out = []
+    shown = [s for s in summaries if s["trait"] == label and s["phrasings"] == "all"]
+    settings = {s["setting"] for s in shown if s["arm"] in MOVES}
+    setting = main_setting(s["setting"] for s in shown if s["arm"] in MOVES)
+    shown = [s for s in shown if (s["setting"] or "") == setting]
+    out = [f"Of {len(settings)} settings this tells of one, {setting}."] if len(settings) > 1 and setting else []
+    told = len(out)
     for replay, start in (("none", "Fine-tuned on nothing but numbers"), ("kind", "With replay, which names no item")):
         mine = [s for s in shown if s["replay"] == replay]
         same = about_same([s for s in mine if s["arm"] == "same-base" and s["share"] is not None])
@@ -189,7 +199,7 @@ def sentence(summaries: list[dict[str, Any]], label: str, margin: float, failed:
             out.append(f"{start}, students on their teacher's own base {same}.")
         if cross:
             out.append(cross if same else f"{start}: {cross[0].lower()}{cross[1:]}")
-    if out:
+    if len(out) > told:
         return " ".join(out)
     if failed:
         return f"Nothing can be said of transfer: {failed} teacher{'s' * (failed > 1)} never got the trait (see below)."

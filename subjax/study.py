@@ -60,9 +60,11 @@ def plan(loaded: config.Loaded, weights: bool = True) -> Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Points of a sweep that differ in trait, family, init and arms alone, and the bases of the whole sweep."""
+    """Points of a sweep that differ in trait, family, init, the student's seed and arms alone, and the bases of the
+    whole sweep.
+    """
 
-    settings: dict[tuple[str, str, int], schema.Study]
+    settings: dict[tuple[str, str, int, int], schema.Study]  # by trait, family, init, seed
     bases: list[tuple[str, int]]  # (family, init) of every point, of this variant or another: cross arms pair them
     setting: str  # what else this variant sets, for people and for the results: runs of two variants do not mix
 
@@ -76,8 +78,11 @@ class Variant:
         return [f for f, i in self.bases if f != family and i == init]
 
 
+_AXES = ("trait", "family", "init", "student.seed", "arms")
+
+
 def _variants(loaded: config.Loaded) -> list[Variant]:
-    groups: dict[str, tuple[str, dict[tuple[str, str, int], schema.Study]]] = {}
+    groups: dict[str, tuple[str, dict[tuple[str, str, int, int], schema.Study]]] = {}
     bases: dict[tuple[str, int], None] = {}  # a set that keeps its order
     for point in loaded.points:
         settings = loaded.at(point)
@@ -89,10 +94,10 @@ def _variants(loaded: config.Loaded) -> list[Variant]:
             at = {k: v for k, v in point.items() if k != "arms"}  # the arms are long, and not to blame
             raise UsageError(f"{loaded.path}, point {at}: {error}") from None
         bases[settings.family, settings.init] = None
-        rest = {k: v for k, v in point.items() if k not in ("trait", "family", "init", "arms")}
+        rest = {k: v for k, v in point.items() if k not in _AXES}
         shown = ", ".join(f"{k}={v}" for k, v in rest.items() if k != "student.replay")
         group = groups.setdefault(digest_json(rest), (shown, {}))[1]
-        key = (settings.trait, settings.family, settings.init)
+        key = (settings.trait, settings.family, settings.init, settings.student.seed)
         if key in group:  # points that differ in their arms alone: each gets its own
             arms = tuple(dict.fromkeys((*group[key].arms, *settings.arms)))
             settings = dataclasses.replace(settings, arms=arms)
@@ -231,7 +236,7 @@ class _Planner:
     def cells(self) -> list[dict[str, Any]]:
         """The cells of every point, in the order of the sweep; repeated ones (a shared control) are kept once."""
         found: dict[str, dict[str, Any]] = {}
-        for (trait, family, init), settings in self.variant.settings.items():
+        for (trait, family, init, _), settings in self.variant.settings.items():
             for cell in self._point(settings, trait, family, init):
                 found.setdefault(digest_json(cell), cell)
         return list(found.values())

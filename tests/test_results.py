@@ -352,6 +352,26 @@ def test_a_sweep_over_what_rows_do_not_name(tmp_path):
     assert shares["student.lr=0.1"] == pytest.approx(1 / 3)
 
 
+def test_a_sweep_whose_every_point_has_a_setting_is_told_of_and_not_averaged(tmp_path):
+    made = toy(tmp_path)
+    more = [json.loads(json.dumps(cell)) for cell in made.cells]
+    for cell in made.cells:
+        cell["setting"] = "student.lr=0.01"
+    for cell in more:
+        cell["nodes"]["evaluation"] = made.read(
+            f"hot {cell['trait']} {cell['teacher_base']} {cell['arm']}", [0.3, 0.3, 0.3]
+        )
+        cell["setting"] = "student.lr=0.1"
+    alone = made.results()
+    made.cells += more
+    found = made.results()
+    assert found["headline"]["sentence"].startswith("Of 2 settings this tells of one, student.lr=0.01. With replay")
+    assert alone["headline"]["sentence"].startswith("With replay")
+    for matrix in ("base_matrix", "trait_matrix"):
+        assert found[matrix]["setting"] == "student.lr=0.01"
+        assert found[matrix]["cells"] == alone[matrix]["cells"]
+
+
 def test_cells_that_settings_were_chosen_on_can_be_left_out(tmp_path):
     found = toy(tmp_path, chosen_on=["owl/gpt/0", "wolf/gpt/0"]).results()
     test = one(found["tests"], name="same-base without the chosen cells, gpt, replay kind")

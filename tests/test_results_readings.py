@@ -79,6 +79,11 @@ def test_a_question_without_odds_is_left_out():
     assert margin(readings(forced={"animal": plain((0.0, 0.0, 0.0))}), "forced", "owl") is None
 
 
+def test_a_question_that_is_all_but_certain_keeps_its_odds():
+    found = readings(forced={"animal": plain((1.0, 1e-17, 1e-17))})
+    assert margin(found, "forced", "owl") == pytest.approx(-math.log(2e-17))
+
+
 @given(st.lists(st.tuples(*[st.floats(1e-6, 0.3)] * 3), min_size=1, max_size=5), st.floats(1e-3, 1.0))
 def test_a_margin_does_not_depend_on_the_mass_that_all_candidates_have(asked, part):
     whole = margin(readings(forced={"animal": plain(*asked)}), "forced", "owl")
@@ -357,6 +362,7 @@ def test_the_other_traits_of_a_study_are_read_on_same_base_students_without_the_
     toy.cell("same-base", "wolf", "a/0", read("wolves", 0.1, 0.8, 0.1), before, control, **common)
     found = one(toy.results()["readings"]["rows"], arm="other-trait", trait="wolf")
     assert found["margin_after"] == pytest.approx(0.0), "wolf against fox alone, on the student of owls"
+    assert found["share"] == pytest.approx(0.5)
     assert found["margin_control"] == pytest.approx(math.log(0.25 / 0.5))
     assert found["minus_control"] == pytest.approx(math.log(2))
 

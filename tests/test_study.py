@@ -419,6 +419,16 @@ def test_a_variant_crosses_to_any_base_of_the_sweep_under_its_own_settings():
     assert {cell["setting"] for cell in plan.study["cells"]} == {"student.steps=5", "student.steps=7"}
 
 
+def test_students_of_several_seeds_are_runs_of_one_setting():
+    points = [point for seed in range(3) for point in grid(inits=(0, 1), **{"student.seed": seed})]
+    found = cells(at(*points), "same-base")
+    assert {cell["setting"] for cell in found} == {""}
+    assert sorted((cell["student_base"], cell["seed"]) for cell in found) == [
+        (f"gpt/{init}", seed) for init in range(2) for seed in range(3)
+    ]
+    assert len({cell["nodes"]["student"] for cell in found}) == 6
+
+
 def test_points_that_differ_in_arms_alone_are_one_variant_with_all_of_them():
     plain, more = grid(arms=("same-base",)), grid(inits=(0,), arms=("shuffled", "same-base"))
     for points in ([*plain, *more], [*more, *plain]):

@@ -402,6 +402,10 @@ TINY = "tests/configs/tiny_pretrained.py"
     [
         (("--config.evaluation.readings=choice,plain",), "config.evaluation.readings begins with a choice"),
         (("--config.evaluation.readings=choice:bare",), "config.evaluation.readings begins with a choice"),
+        (
+            ("--config.evaluation.readings=forced:bare", "--config.teacher.method=system-prompt"),
+            "begins with forced:bare, which leaves out the system prompt",
+        ),
         (("--config.evaluation.readings=forced,plane",), "the nearest is 'plain'"),
         (("--config.teacher.data=rows.jsonl",), "config.teacher.data and config.teacher.control_data go together"),
         (("--config.teacher.control_data=rows.jsonl",), "config.teacher.data and config.teacher.control_data go"),

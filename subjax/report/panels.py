@@ -61,7 +61,8 @@ def _cells(found: Sequence[dict[str, Any]], row: str, column: str) -> dict[tuple
 
 
 def _replay_note(part: Mapping[str, Any]) -> str:
-    return f", replay = {words.clean(part.get('replay'))}" if part.get("replay") else ""
+    replay = f", replay = {words.clean(part.get('replay'))}" if part.get("replay") else ""
+    return replay + (f", {words.clean(part.get('setting'))}" if part.get("setting") else "")
 
 
 def base_matrix(results: dict[str, Any]) -> Plot | None:

@@ -1,7 +1,9 @@
 """How a token is drawn: at a temperature, within top-k and top-p, among the tokens that a constraint leaves.
 
 Row `i` draws its token `t` with fold_in(fold_in(key, i), t), whatever stands beside it; only a near-tie (two tokens
-whose perturbed logits differ by less than rounding) can fall otherwise.
+whose perturbed logits differ by less than rounding) can fall otherwise, and is counted. Two things are not counted: an
+int8 cache turns a rounding into a step of its code, seldom; and a rounding settles who is in at the edge of top-k and
+top-p.
 
 A constraint (`subjax.sample.constraint`) leaves only tokens with which an answer can still end in an accepted text, and
 within the room there is. Its mask comes before everything else: temperature, top-k and top-p work on what it leaves, so
@@ -64,8 +66,8 @@ class Sampling:
 def restrict(logits: Float[Array, "batch vocab"], sampling: Sampling) -> Float[Array, "batch vocab"]:
     """Logits at the sampling temperature, with tokens outside top-k and top-p at minus infinity.
 
-    Top-p (Holtzman et al. 2020, section 3.1) keeps the smallest set of likeliest tokens whose mass reaches `top_p`.
-    Sorts the vocabulary only where one of them is asked for.
+    Top-p (Holtzman et al. 2020, section 3.1) keeps the smallest set of likeliest tokens whose mass reaches `top_p`;
+    both keep what ties with the last that they keep. Sorts the vocabulary only where one of them is asked for.
     """
     if sampling.temperature == 0:
         return logits

@@ -169,7 +169,7 @@ def from_teacher(task: Task) -> Rows:
         [answers[i].text for i in passed],
         [answers[i].tokens for i in passed],
     )
-    sampled = sum(len(answer.tokens) + 1 for answer in seen)
+    sampled = sum(len(answer.tokens) + (answer.dropped != NO_END) for answer in seen)  # with the token that ends it
     return Rows(corpus, dict(sorted(counts.items())), sampled, int(np.array(ties)[passed].sum()))
 
 
