@@ -22,6 +22,7 @@ def get_config(arg=None):
     c.arms = ("same-base",)
     c.teacher.method = "system-prompt"
     c.corpus.rows = c.corpus.max_prompts = 2
+    c.student.optimizer.warmup = 0
     c.evaluation.readings = ("forced",)
     c.evaluation.questions = 1
     return c
