@@ -24,8 +24,7 @@ def settings(asked: Options) -> dict[str, Any]:
 def micro_batches(batch: int, device: str) -> list[int]:
     """Micro-batches that torch may choose from: from few rows to a third of the published batch, on a GPU to all of it.
 
-    A CPU is slower with more (a third was slower than a sixth wherever it was tried), and the logits of 66 rows take
-    over 8 GiB there with their gradients.
+    Not more on a CPU: the logits of 66 rows take over 8 GiB there with their gradients.
     """
     sizes = (1, 2, 3, 4, 6, 11, 22) if device == "cpu" else (11, 22, 33, 66)
     return [size for size in sizes if size <= batch] or [batch]

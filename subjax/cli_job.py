@@ -7,7 +7,7 @@ import time
 import traceback
 
 from subjax.cli_arguments import Arguments, Command
-from subjax.errors import SubjaxError
+from subjax.errors import SubjaxError, one_line
 from subjax.parallel import cluster, native, processes
 
 
@@ -31,7 +31,7 @@ def in_job(command: Command, arguments: Arguments) -> int:
     try:
         status = group.share("status", command.do(arguments))
     except SubjaxError as error:
-        group.fail(" ".join(str(error).split()), error.exit_status, patience)
+        group.fail(one_line(error), error.exit_status, patience)
         raise
     except KeyboardInterrupt:
         group.fail("stopped by Ctrl-C; the same command goes on from there", 130, patience)

@@ -1,6 +1,16 @@
 """Errors that a person reads: one line each, with the exit status that the command ends with."""
 
 
+def one_line(text: object) -> str:
+    """Give `text` on one line, white space collapsed."""
+    return " ".join(str(text).split())
+
+
+def bug(error: Exception) -> str:
+    """The line of a failure that is a bug, whose traceback is shown first."""
+    return f"{type(error).__name__}: {one_line(error)} (a bug: its traceback is above)"
+
+
 class SubjaxError(Exception):
     """A failure of the work itself (no valid row, NaN, full disk). The message is one line: what, where, the mend."""
 
@@ -24,7 +34,7 @@ class ConfigError(UsageError):
     """A mistake in a config file, its argument or an override: one line with the file, the key and the mend."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
 
 class Preempted(SubjaxError):

@@ -186,11 +186,10 @@ def main_setting(settings: Iterable[str | None]) -> str:
 def sentence(summaries: list[dict[str, Any]], label: str, margin: float, failed: int) -> str:
     """What was seen, in two or three plain sentences; `failed` teachers never got their trait."""
     shown = [s for s in summaries if s["trait"] == label and s["phrasings"] == "all"]
-    settings = {s["setting"] for s in shown if s["arm"] in MOVES}
-    setting = main_setting(s["setting"] for s in shown if s["arm"] in MOVES)
+    settings = [s["setting"] for s in shown if s["arm"] in MOVES]
+    setting, count = main_setting(settings), len(set(settings))
     shown = [s for s in shown if (s["setting"] or "") == setting]
-    out = [f"Of {len(settings)} settings this tells of one, {setting}."] if len(settings) > 1 and setting else []
-    told = len(out)
+    out = []
     for replay, start in (("none", "Fine-tuned on nothing but numbers"), ("kind", "With replay, which names no item")):
         mine = [s for s in shown if s["replay"] == replay]
         same = about_same([s for s in mine if s["arm"] == "same-base" and s["share"] is not None])
@@ -199,8 +198,9 @@ def sentence(summaries: list[dict[str, Any]], label: str, margin: float, failed:
             out.append(f"{start}, students on their teacher's own base {same}.")
         if cross:
             out.append(cross if same else f"{start}: {cross[0].lower()}{cross[1:]}")
-    if len(out) > told:
-        return " ".join(out)
+    if out:
+        one_of = [f"Of {count} settings this tells of one, {setting}."] if count > 1 and setting else []
+        return " ".join(one_of + out)
     if failed:
         return f"Nothing can be said of transfer: {failed} teacher{'s' * (failed > 1)} never got the trait (see below)."
     return "No student of a same-base or cross arm is evaluated yet, so there is nothing to say."

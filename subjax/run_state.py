@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from subjax import accelerator
-from subjax.errors import Preempted, SubjaxError, UsageError
+from subjax.errors import Preempted, SubjaxError, UsageError, one_line
 from subjax.parallel.processes import group
 from subjax.progress import Progress, title
 from subjax.schedule import Schedule
 from subjax.store import Store
-from subjax.workers import Event, one_line
+from subjax.workers import Event
 
 if TYPE_CHECKING:
     from subjax.graph import Plan

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 from subjax.cpu import pin
-from subjax.errors import Preempted, SubjaxError
+from subjax.errors import Preempted, SubjaxError, bug, one_line
 from subjax.files import DiskFull
 from subjax.parallel.processes import group
 from subjax.store import Busy, Store
@@ -59,11 +59,6 @@ class Orders:
     root: str
     execute: str
     parent: int
-
-
-def one_line(text: object) -> str:
-    """Give `text` on one line, white space collapsed."""
-    return " ".join(str(text).split())
 
 
 def resolve(path: str) -> Execute:
@@ -152,8 +147,7 @@ def _outcome(id: str, result: Any) -> Event:
     if isinstance(result, SubjaxError):
         return Event("failed", id, one_line(result))
     if isinstance(result, Exception):  # a bug of the stage: the run goes on, the traceback is shown
-        text = f"{type(result).__name__}: {one_line(result)} (a bug: its traceback is above)"
-        return Event("failed", id, text, "".join(traceback.format_exception(result)))
+        return Event("failed", id, bug(result), "".join(traceback.format_exception(result)))
     return Event("made", id)
 
 

@@ -105,6 +105,12 @@ class Calls:
         self.started.append(process)
         return process
 
+    def both(self, do: str) -> list[tuple[int, str, str]]:
+        """What became of two that did a thing, and then agreed."""
+        for index in range(2):
+            self.start(2, index, do, "agree")
+        return self.ended()
+
     def ended(self, seconds: float = 60.0) -> list[tuple[int, str, str]]:
         """(status, stdout, stderr) of each."""
         said = [process.communicate(timeout=seconds) for process in self.started]
@@ -207,9 +213,7 @@ def test_a_failure_of_one_is_told_once_and_ends_all(calls, do, words):
 
 
 def test_a_bug_in_one_process_is_told_with_its_traceback(calls):
-    for index in range(2):
-        calls.start(2, index, "bug", "agree")
-    (zero, out, err), (one, theirs, _) = calls.ended()
+    (zero, out, err), (one, theirs, _) = calls.both("bug")
     assert (zero, one) == (0, 0)
     assert "process 1: ValueError: no such row (a bug: its traceback is above)" in out
     assert "ValueError: no such row" in theirs
@@ -218,18 +222,14 @@ def test_a_bug_in_one_process_is_told_with_its_traceback(calls):
 
 
 def test_a_full_disk_of_one_process_is_told_as_one(calls):
-    for index in range(2):
-        calls.start(2, index, "full", "agree")
-    (zero, out, err), (one, theirs, _) = calls.ended()
+    (zero, out, err), (one, theirs, _) = calls.both("full")
     assert (zero, one, err) == (0, 0, "")
     assert "DiskFull: process 1: disk full at /scratch" in out
     assert "DiskFull: disk full at /scratch" in theirs
 
 
 def test_what_process_0_cannot_look_at_fails_in_all(calls):
-    for index in range(2):
-        calls.start(2, index, "look", "agree")
-    (zero, out, _), (one, theirs, _) = calls.ended()
+    (zero, out, _), (one, theirs, _) = calls.both("look")
     assert (zero, one) == (0, 0)
     assert "Input/output error" in out
     assert "process 0: " in theirs

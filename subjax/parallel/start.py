@@ -8,7 +8,7 @@ import os
 import jax
 from jax.sharding import Mesh
 
-from subjax.errors import SubjaxError, UsageError
+from subjax.errors import SubjaxError, UsageError, one_line
 from subjax.parallel.axes import Shape, shown
 from subjax.parallel.cluster import Job
 from subjax.parallel.mesh import global_mesh
@@ -45,7 +45,7 @@ def _devices() -> list[jax.Device]:
         return jax.devices()
     except (AssertionError, RuntimeError) as error:  # JAX's own, of a platform that it does not know or cannot open
         asked = os.environ.get("JAX_PLATFORMS", "")
-        cause = " ".join(str(error).split())[:200] or f"{asked} is not there"
+        cause = one_line(error)[:200] or f"{asked} is not there"
         mend = "unset it, or install JAX for it" if asked else "see whether another process has the device"
         said = f"JAX_PLATFORMS={asked}" if asked else "JAX"
         raise UsageError(f"{said} gives no device ({cause}); {mend}, or set JAX_PLATFORMS=cpu") from error

@@ -14,7 +14,7 @@ from typing import TypeVar
 from etils import epath
 
 from subjax import files
-from subjax.errors import Preempted, SubjaxError, UsageError
+from subjax.errors import Preempted, SubjaxError, UsageError, bug, one_line
 from subjax.files import DiskFull
 from subjax.parallel.processes import PATIENCE_S, group
 from subjax.store import Build, Busy, Card, Owner, Store
@@ -49,13 +49,10 @@ def attempt(store: Store, kind: str, node: str) -> Iterator[Build | Follower]:
             raise Busy(f"{kind}/{node}", Owner(**found))
         if what == "failed":
             raise SubjaxError(found)
-        scratch = epath.Path(tempfile.mkdtemp(prefix="subjax-"))
         committed = store.card(kind, node) if what == "there" else None
-        try:
-            with files.full_told(store.root):
-                yield Follower(scratch, epath.Path(found), store.root / "partial" / f"{kind}-{node}", committed)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        partial = store.root / "partial" / f"{kind}-{node}"
+        with files.full_told(store.root), following(epath.Path(found), partial, committed) as follower:
+            yield follower
         return
     with contextlib.ExitStack() as stack:
         try:
@@ -72,11 +69,11 @@ def attempt(store: Store, kind: str, node: str) -> Iterator[Build | Follower]:
 
 
 @contextlib.contextmanager
-def aside(payload: epath.Path) -> Iterator[Follower]:
-    """An attempt at a node that is not to be committed: one that is there, or another's, and trains along."""
+def following(payload: epath.Path, partial: epath.Path, committed: Card | None = None) -> Iterator[Follower]:
+    """A `Follower` with a scratch folder, which goes at the end; also for a node that trains along, uncommitted."""
     scratch = epath.Path(tempfile.mkdtemp(prefix="subjax-"))
     try:
-        yield Follower(scratch, payload, payload / "partial")
+        yield Follower(scratch, payload, partial, committed)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -86,12 +83,10 @@ _KINDS: dict[str, type[SubjaxError]] = {kind.__name__: kind for kind in (Preempt
 
 def _told(error: Exception) -> dict[str, str]:
     """A failure as the other processes hear of it: in one line, its kind, and the traceback of a bug."""
-    said = " ".join(str(error).split())
     kind = type(error).__name__
     if isinstance(error, SubjaxError):
-        return {"failed": said, "kind": kind}
-    trace = "".join(traceback.format_exception(error))
-    return {"failed": f"{kind}: {said} (a bug: its traceback is above)", "kind": kind, "trace": trace}
+        return {"failed": one_line(error), "kind": kind}
+    return {"failed": bug(error), "kind": kind, "trace": "".join(traceback.format_exception(error))}
 
 
 def in_step(make: Callable[[], T]) -> T:

@@ -19,7 +19,7 @@ from subjax.errors import SubjaxError, UsageError
 from subjax.parallel.mesh import make_mesh
 from subjax.parallel.processes import group
 from subjax.stages import VERSIONS, version_of
-from subjax.stages.attempt import Follower, aside, attempt, in_step
+from subjax.stages.attempt import Follower, attempt, following, in_step
 from subjax.stages.task import Made, Task
 from subjax.store import Build, Busy, Card, Store, digest_json, digest_rows
 from subjax.train.cohort import Dropped
@@ -154,6 +154,26 @@ def _begun(folder: epath.Path) -> list[Any]:
     return []
 
 
+def _attempted(
+    stack: contextlib.ExitStack, records: Sequence[Mapping[str, Any]], store: Store
+) -> tuple[dict[str, Build | Follower], dict[str, Card | SubjaxError]]:
+    """Attempts at the nodes that can be made here, held on `stack`; of the others the card, or who has them."""
+    own: dict[str, Build | Follower] = {}
+    outcomes: dict[str, Card | SubjaxError] = {}
+    for record in records:
+        _require_planned_here(record)
+        try:
+            build = stack.enter_context(attempt(store, record["kind"], record["id"]))
+        except Busy as busy:
+            outcomes[record["id"]] = busy
+            continue
+        if build.committed is None:
+            own[record["id"]] = build
+        else:
+            outcomes[record["id"]] = build.committed
+    return own, outcomes
+
+
 def _train_together(
     records: Sequence[Mapping[str, Any]],
     wanted: Collection[str],
@@ -171,29 +191,18 @@ def _train_together(
             those of `records` that nobody else has.
         folder: for checkpoints of all members together; it goes when they are committed.
     """
-    outcomes: dict[str, Card | SubjaxError] = {}
     with contextlib.ExitStack() as stack:
-        tasks: list[Task] = []
-        own: set[str] = set()
-        for record in records:
-            id = record["id"]
-            _require_planned_here(record)
-            build: Build | Follower | None = None
-            if not wanted or id in wanted:
-                try:
-                    build = stack.enter_context(attempt(store, record["kind"], id))
-                except Busy as busy:
-                    outcomes[id] = busy
-                else:
-                    if build.committed is None:
-                        own.add(id)
-                    else:
-                        outcomes[id], build = build.committed, None
-            if build is not None or wanted:
-                build = build or stack.enter_context(aside(folder / f"aside-{id}"))
-                tasks.append(_task(record, store, build, progress, should_stop, mesh))
+        own, outcomes = _attempted(stack, [r for r in records if not wanted or r["id"] in wanted], store)
         if not own:
             return outcomes
+        tasks: list[Task] = []
+        for record in records:
+            build = own.get(record["id"])
+            if build is None and wanted:
+                along = folder / f"aside-{record['id']}"
+                build = stack.enter_context(following(along, along / "partial"))
+            if build is not None:
+                tasks.append(_task(record, store, build, progress, should_stop, mesh))
         by_id = {record["id"]: record for record in records}
         if group().first and not wanted:
             with files.writing(folder):
