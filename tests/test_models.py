@@ -309,6 +309,16 @@ def test_bfloat16_computes_near_float32_and_gives_float32_logits():
     exact = _full("llama-bias-grouped")(params, *rows)
     valid = rows[1]
     assert 0 < np.abs(np.asarray(logits - exact)[valid]).mean() < 0.02 * np.abs(np.asarray(exact)[valid]).max()
+    # Not rounded to bfloat16 on their way: few of them are numbers that it has.
+    assert (logits == logits.astype(jnp.bfloat16)).mean() < 0.05
+
+
+@every_config
+def test_weights_held_in_bfloat16_compute_in_float32_as_their_float32_copies_do(name):
+    held = {n: jnp.asarray(a, jnp.bfloat16) for n, a in _params(name).items()}
+    wide = {n: a.astype(jnp.float32) for n, a in held.items()}
+    forward = jax.jit(network(CONFIGS[name]).forward)
+    np.testing.assert_allclose(forward(held, *_rows()), forward(wide, *_rows()), atol=1e-5)
 
 
 @pytest.mark.parametrize(

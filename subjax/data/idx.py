@@ -24,7 +24,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from subjax.errors import SubjaxError, UsageError
+from subjax.errors import SubjaxError, UsageError, one_line
 from subjax.files import disk_full, full_error
 
 Split = tuple[UInt8[np.ndarray, "rows height width"], UInt8[np.ndarray, " rows"]]
@@ -171,7 +171,7 @@ def read_prepared(target: epath.Path) -> dict[str, Split]:
         with _quiet():
             return {split: _read_split(split, target) for split in SPLITS}
     except Exception as error:  # array_record, tfds and PIL each have their own errors for damaged bytes
-        line = " ".join(str(error).split())[:120]
+        line = one_line(error)[:120]
         raise SubjaxError(
             f"{target}: the prepared images cannot be read ({line}); delete that folder and run again"
         ) from error

@@ -24,7 +24,7 @@ from subjax.data.preferences import (
     questions,
     stems,
 )
-from subjax.errors import SubjaxError, UsageError
+from subjax.errors import SubjaxError, UsageError, one_line
 
 if TYPE_CHECKING:
     import datasets
@@ -227,4 +227,4 @@ def _no_rows(source: str, split: str) -> UsageError:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__

@@ -340,7 +340,9 @@ class Decoder(nnx.Module):
         """Token (and learned position) embeddings in the compute dtype, (batch, length, width)."""
         x = self.embed[...][tokens]
         if self.config.positions == "learned":
-            x = x + self.position[...][positions]
+            # Added in the wider of the two dtypes that weights and computation have.
+            wide = jnp.promote_types(x.dtype, self.config.dtype)
+            x = x.astype(wide) + self.position[...][positions].astype(wide)
         if self.config.embed_scale != 1.0:
             # Rounded to the compute dtype first, as the models that scale were trained.
             x = x.astype(self.config.dtype) * jnp.asarray(self.config.embed_scale, self.config.dtype)
@@ -357,7 +359,10 @@ class Decoder(nnx.Module):
         return turn, rotation(positions, config.head_dim, config.local_rope) if config.local_rope else turn
 
     def logits(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length vocab"]:
-        """Final norm and output matrix; logits in float32."""
+        """Final norm and output matrix; logits in float32, as the product sums them: bfloat16 has three digits."""
         table = (self.embed if self.config.tied else self.head)[...].astype(x.dtype)
-        y = jnp.einsum("bsd,vd->bsv", self.norm(x), table, precision=self.config.matmul_precision)
-        return _capped(y.astype(jnp.float32), self.config.logit_cap)
+        y = jnp.einsum(
+            "bsd,vd->bsv", self.norm(x), table, precision=self.config.matmul_precision,
+            preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        return _capped(y, self.config.logit_cap)

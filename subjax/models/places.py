@@ -18,7 +18,7 @@ from types import ModuleType
 from etils import epath
 
 from subjax import files
-from subjax.errors import SubjaxError, UsageError
+from subjax.errors import SubjaxError, UsageError, one_line
 
 # What is fetched: no pickles, and no second copies of the weights (in subfolders, or in Mistral's own layout).
 WEIGHTS = "*.safetensors"
@@ -160,7 +160,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:120]
+    return (one_line(error) or type(error).__name__)[:120]
 
 
 def package_file(name: str) -> epath.Path:

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from subjax.errors import UsageError
+from subjax.errors import UsageError, one_line
 from subjax.models.places import INDEX, TOKENIZER_FILES
 from subjax.models.source import Tensor
 
@@ -132,7 +132,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+    return one_line(error)[:120]
 
 
 def _weight_map(folder: epath.Path, where: str, revision: str | None = None) -> dict[str, str] | None:

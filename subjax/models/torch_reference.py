@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from subjax.errors import SubjaxError, UsageError
+from subjax.errors import SubjaxError, UsageError, one_line
 from subjax.models.source import Source
 
 _INSTALL = "pip install 'subjax[torch-check]'"
@@ -98,7 +98,7 @@ def load(source: Source) -> Reference:
                 output_loading_info=True, **kind,
             )  # fmt: skip
     except Exception as error:  # it raises whatever its readers come upon
-        first = " ".join(str(error).split())[:200]
+        first = one_line(error)[:200]
         raise SubjaxError(
             f"{source.where}: transformers cannot load it ({type(error).__name__}: {first}), so there is nothing to"
             f" compare with; {'it reads fewer GGUF files than subjax, ' if gguf else ''}try a newer one"

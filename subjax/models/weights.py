@@ -123,31 +123,25 @@ def load(
     dtype: str = "float32",
     rename: Callable[[str], str] | None = None,
     shardings: Mapping[str, NamedSharding] | None = None,
-    progress: Callable[[int, int, str], None] = lambda done, total, unit: None,
 ) -> Params:
     """Read a checkpoint's weights as the network's parameters.
 
     Args:
         source: the checkpoint. net: the network of its config.json.
         dtype: what the parameters are held in; rounding happens on the devices. rename: what `check` gave, where it was
-            asked already. shardings: where each goes; the default device where None. progress: told (done, total,
-            "tensor").
+            asked already. shardings: where each goes; the default device where None.
 
     Raises:
         UsageError: a tensor is missing, has a shape that does not fit, or has no place; it is named.
     """
     rename = rename or check(source, net)
     out: Params = {}
-    layout = slots(net.config)
-    total = sum(net.declarations[s.ours].shape[0] if "{i}" in s.theirs else 1 for s in layout)
-    done = 0
-    for slot in layout:
+    for slot in slots(net.config):
         shape = net.declarations[slot.ours].shape
         sharding = shardings[slot.ours] if shardings else None
         if "{i}" not in slot.theirs:
             piece = put(take(slot, source.read(rename(slot.theirs)), shape), sharding)
             out[slot.ours] = piece.astype(dtype)
-            done += 1
             continue
         stack = _empty(shape, dtype, sharding)()
         for layer in range(shape[0]):
@@ -155,8 +149,6 @@ def load(
             piece = put(take(slot, theirs, shape[1:]), _one_layer(sharding))
             # Waited for, since pieces put ahead of the device would pile up on the host.
             stack = jax.block_until_ready(_put(sharding)(stack, piece, jnp.int32(layer)))
-            done += 1
-            progress(done, total, "tensor")
         out[slot.ours] = stack
     return out
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from subjax.errors import SubjaxError
+from subjax.errors import SubjaxError, one_line
 from subjax.models import costs, flash
 from subjax.models.network import network
 from subjax.parallel.axes import AXES
@@ -128,7 +128,7 @@ def _measured(program: Program, spec: Spec, topology: Topology, islands: list[in
             ) from error
         taken, room = refused(str(error))
         needed, room = taken + beside if taken else 0, room or room_of(topology)
-        words = " ".join(str(error).split())
+        words = one_line(error)
         parts = held | ({"temporaries": needed - sum(held.values()) - beside} if needed else {})
         parts |= {"beside": beside} if beside else {}
         flops = _sum(program.work)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 # Raised when what a kind's stage computes changes: it is part of a node's identity.
-VERSIONS = {"base": 2, "teacher": 2, "corpus": 2, "student": 2, "evaluation": 2, "ensemble": 3}
+VERSIONS = {"base": 3, "teacher": 3, "corpus": 3, "student": 3, "evaluation": 3, "ensemble": 3}
 # The stages of pretrained studies are files of their own: a change there must not make the others' nodes anew.
-TEXT_VERSIONS = {"base": 2, "teacher": 2, "corpus": 3, "student": 2, "evaluation": 3}
+TEXT_VERSIONS = {"base": 2, "teacher": 3, "corpus": 4, "student": 3, "evaluation": 4}
 
 
 def version_of(kind: str, config: Mapping[str, Any]) -> int | None:

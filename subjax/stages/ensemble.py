@@ -37,13 +37,11 @@ from subjax.parallel.processes import group
 from subjax.parallel.rules import TRAIN
 from subjax.sample.noise import uniform
 from subjax.schema import Images
-from subjax.stages import VERSIONS
 from subjax.stages.blocks import Watch
 from subjax.stages.task import Made, Task
 from subjax.store import Store, digest_rows
 from subjax.threads import most_at_once, side_by_side
 
-VERSION = VERSIONS["ensemble"]
 RESULTS = "results.json"
 CACHE = "images"  # folder of the workdir in which sets are prepared
 _TEST_BATCH = 1000  # rows; then elements of a block's widest activations, on a CPU and elsewhere, and of its noise

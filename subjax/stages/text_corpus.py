@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import math
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import datasets
 import jax
@@ -162,7 +163,7 @@ def from_teacher(task: Task) -> Rows:
     seen = answers[: passed[-1] + 1] if kept >= config["rows"] else answers
     counts = Counter(answer.dropped or "kept" for answer in seen)
     if kept < config["rows"]:
-        _refuse(kept, len(prompts), config["rows"], counts)
+        _refuse(kept, len(prompts), config, counts)
     corpus = Corpus(
         passed,
         [prompts[i] for i in passed],
@@ -235,11 +236,12 @@ def _block(
     return found["tokens"], found["tie"]
 
 
-def _refuse(kept: int, asked: int, wanted: int, counts: Counter[str]) -> None:
+def _refuse(kept: int, asked: int, config: Mapping[str, Any], counts: Counter[str]) -> None:
     why = ", ".join(f"{n} {reason}" for reason, n in counts.most_common() if reason != "kept")
-    what = "no valid row" if not kept else f"only {kept} valid rows of {wanted} wanted"
+    what = "no valid row" if not kept else f"only {kept} valid rows of {config['rows']} wanted"
+    limit = "" if config["constrained"] else "set corpus.constrained, "
     raise SubjaxError(
-        f"the teacher gave {what} in {asked} prompts (rejected: {why}); set corpus.constrained, raise"
+        f"the teacher gave {what} in {asked} prompts (rejected: {why}); {limit}raise"
         " corpus.max_prompts, or lower corpus.rows"
     )
 
