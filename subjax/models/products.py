@@ -5,6 +5,7 @@ a mesh over devices: a product that gives them in float32 makes both sums in flo
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,11 @@ def product(
 ) -> Float[Array, "batch length *outputs"]:
     """x W over the last `inputs` axes of x, in the dtype of x."""
     if w.dtype == x.dtype:
-        return _product(x, w, tuple(range(2, 2 + inputs)), tuple(range(inputs)), precision)
+        # As matrices: over several axes XLA would copy a weight with its axes exchanged for the gradient by x.
+        outputs = w.shape[inputs:]
+        w = w.reshape(math.prod(w.shape[:inputs]), -1)
+        y = _product(x.reshape(*x.shape[:2], -1), w, (2,), (0,), precision)
+        return y.reshape(*y.shape[:2], *outputs)
     return _rounded(x, w, inputs, precision)
 
 

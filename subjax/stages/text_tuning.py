@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from subjax.config import from_dict
+from subjax.cpu import visible_cores
 from subjax.data.addressing import steps_of
 from subjax.data.packed import Chat, PackedChats, PackedCohort
 from subjax.models import flash
@@ -24,8 +25,8 @@ from subjax.train.losses import PackedNextToken
 from subjax.train.trainer import Fitted, Run, Term, fit
 
 GIB = 2**30
-# Of one process: what longer turns need for gradients fits no cache. On other devices it is a part of their memory.
-CPU_ACTIVATIONS = 1 * GIB
+# Of a core of one process, of two at most: longer turns are no faster. On other devices it is a part of their memory.
+CPU_ACTIVATIONS, CPU_CORES = 1 * GIB, 2
 DEVICE_PART = 0.3
 
 
@@ -177,4 +178,4 @@ def activations(compute: Compute, limit: float | None) -> float:
     """Bytes of a device for what gradients need: as set, else by its kind, so that it is the same every time."""
     if compute.activations_gib:
         return compute.activations_gib * GIB
-    return DEVICE_PART * limit if limit else CPU_ACTIVATIONS
+    return DEVICE_PART * limit if limit else CPU_ACTIVATIONS * min(CPU_CORES, visible_cores())
