@@ -7,7 +7,7 @@ from etils import epath
 
 from subjax import files
 from subjax.cards import CARD, PAYLOAD, Card, parse_card
-from subjax.errors import UsageError
+from subjax.errors import UsageError, one_line
 
 _MEND = "delete its folder and run the same command; the node is made again"
 
@@ -142,4 +142,4 @@ def _check_inputs(cards: dict[tuple[str, str], Card | None]) -> list[Problem]:
 
 def _line(error: BaseException) -> str:
     """An error as one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return one_line(f"{type(error).__name__}: {error}")

@@ -25,7 +25,7 @@ from subjax.train.losses import PackedNextToken
 from subjax.train.trainer import Fitted, Run, Term, fit
 
 GIB = 2**30
-# Of a core of one process, of two at most: longer turns are no faster. On other devices it is a part of their memory.
+# Of a core of one process, of two at most: what longer turns need fits no cache. Elsewhere it is a part of the memory.
 CPU_ACTIVATIONS, CPU_CORES = 1 * GIB, 2
 DEVICE_PART = 0.3
 
@@ -175,7 +175,7 @@ def layout(
 
 
 def activations(compute: Compute, limit: float | None) -> float:
-    """Bytes of a device for what gradients need: as set, else by its kind, so that it is the same every time."""
+    """Bytes of a device for what gradients need: as set, else by its kind and cores: the same every time."""
     if compute.activations_gib:
         return compute.activations_gib * GIB
     return DEVICE_PART * limit if limit else CPU_ACTIVATIONS * min(CPU_CORES, visible_cores())
