@@ -20,7 +20,7 @@ from two import Job, free_port, job
 
 from subjax.errors import UsageError
 from subjax.models import checkpoints
-from subjax.parallel import cluster
+from subjax.parallel import cluster, native
 
 CRASH = f"{Path(__file__).parent / 'crash'}{os.pathsep}{Path(__file__).parent.parent}"
 
@@ -243,7 +243,7 @@ from subjax.cli_arguments import Arguments, Command
 
 def do(arguments):
     kept = sys.stderr  # as progress keeps it
-    os.write(2, b"[Gloo] Rank 0 is connected to 1 peer ranks\\nnative, at the end\\n")
+    os.write(2, b"[Gloo] Rank 0 is connected to 1 peer ranks. \\n1\\nnative, at the end\\n")
     print("at once", file=kept, flush=True)
     time.sleep(0.2)
     return 0
@@ -259,6 +259,27 @@ def test_what_python_says_is_written_at_once_and_what_native_code_says_is_not_lo
         subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) for each in words
     ]
     assert [(status, err) for status, _, err in calls.ended()] == [(0, "at once\nnative, at the end")] * 2
+
+
+GREETING = "[Gloo] Rank 1 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1"
+
+
+@pytest.mark.parametrize(
+    ("line", "noise"),
+    [
+        (GREETING, True),
+        # Two threads that greet at once: the end of one is left behind the other's line.
+        ("[Gloo] Rank [Gloo] Rank 11 is connected to  is connected to 11 peer ranks. ", True),
+        ("1", True),
+        ("", True),
+        ("[Gloo] Rank 1 cannot connect to peer 0: timed out", False),
+        (f"{GREETING}: lost", False),
+        ("out of memory at step 11", False),
+        ("E0101 coordination_service_agent.cc:1: heartbeat failed", True),
+    ],
+)
+def test_greetings_of_gloo_are_noise_however_they_are_broken_and_its_errors_are_none(line, noise):
+    assert native.noise(line.encode() + b"\n") is noise
 
 
 # ------------------------------------------------------------------------------------------------ the command

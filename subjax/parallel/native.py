@@ -18,11 +18,18 @@ from collections.abc import Callable
 from typing import TextIO
 
 _HELD_S = 1.0  # longest that a line is held back
-# Gloo greets, from several threads at once, so that its lines may come in parts; the rest is what JAX's distributed
-# service says when a process has gone.
-_NOISE = re.compile(
-    rb"\[Gloo\]|peer ranks|^\s*$|distributed service|coordination.service|CoordinationService", re.IGNORECASE
+# What JAX's distributed service says when a process has gone.
+_SERVICE = re.compile(rb"distributed service|coordination.service|CoordinationService", re.IGNORECASE)
+# Gloo greets from several threads at once, a few words or a number at a time: a line may hold parts of several
+# greetings, or a number alone.
+_GREETINGS = re.compile(
+    rb"(?:\[Gloo\] Rank|is connected to|peer ranks\.?|Expected number of connected peer ranks is|:|\d|\s)*"
 )
+
+
+def noise(line: bytes) -> bool:
+    """Whether a line of native code tells a user nothing: blank, of Gloo's greetings alone, or of JAX's service."""
+    return _GREETINGS.fullmatch(line) is not None or _SERVICE.search(line) is not None
 
 
 class Filter:
@@ -70,7 +77,7 @@ class Filter:
             due = [line for at, line in self._held if at <= before]
             self._held = self._held[len(due) :]
             with contextlib.suppress(OSError):
-                os.write(self._real, b"".join(line for line in due if not _NOISE.search(line)))
+                os.write(self._real, b"".join(line for line in due if not noise(line)))
 
     def _aborted(self, _number: int) -> None:
         """Native code aborts, in whatever thread: say why, if that is known; else show what it wrote, and abort."""
