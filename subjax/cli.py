@@ -17,11 +17,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from subjax import __version__, accelerator, cli_models
+from subjax import __version__, accelerator, cli_models, log_lines
 from subjax.cli_arguments import Arguments, Command, nearest, parse
 from subjax.cli_help import HELP
 from subjax.cli_job import in_job
-from subjax.errors import Preempted, SubjaxError, UsageError
+from subjax.errors import Preempted, SubjaxError, UsageError, one_line
 
 
 def _open(arguments: Arguments, *, existing: bool = True) -> Any:
@@ -353,7 +353,7 @@ def guarded(action: Callable[[], int]) -> int:
         sys.stdout.flush()
         return status
     except SubjaxError as error:
-        print(f"subjax: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"subjax: {one_line(error)}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("subjax: stopped by Ctrl-C; the same command goes on from there", file=sys.stderr)
@@ -375,4 +375,5 @@ def guarded(action: Callable[[], int]) -> int:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Be the `subjax` command; gives the exit status."""
+    log_lines.show()
     return guarded(lambda: dispatch(sys.argv[1:] if words is None else words))

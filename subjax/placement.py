@@ -125,11 +125,9 @@ def _part(mesh: Mesh, rules: Rules, arrays: Iterable[Array]) -> Part:
     whole: set[str] = set()
     total = 0
     for name, shape, logical, dtype in arrays:
-        sharding = rules.sharding(mesh, shape, logical, name)
-        given = {axis for part in sharding.spec for axis in _names(part) if mesh.shape[axis] > 1}
-        wanted = {axis for part in rules.spec(logical) for axis in _names(part) if mesh.shape[axis] > 1}
-        axes |= given
-        whole |= {name} if wanted - given else set()
+        sharding, refused = rules.fitted(mesh, shape, logical, name)
+        axes |= {axis for part in sharding.spec for axis in _names(part) if mesh.shape[axis] > 1}
+        whole |= {name} if refused else set()
         total += math.prod(sharding.shard_shape(shape)) * jnp.dtype(dtype).itemsize
     return Part(tuple(a for a in mesh.axis_names if a in axes), tuple(sorted(whole)), total)
 

@@ -22,6 +22,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
+from subjax import log_lines
 from subjax.cpu import pin
 from subjax.errors import Preempted, SubjaxError, bug, one_line
 from subjax.files import DiskFull
@@ -196,6 +197,7 @@ def _listen(pipe: Connection, batches: "queue.SimpleQueue[list[dict[str, Any]] |
 def serve(pipe: Connection, orders: Orders) -> None:
     """Be a worker: pin, import, then make batches until told to end. The target of `Worker`'s process."""
     _die_with(orders.parent)
+    log_lines.show()
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on as a stop
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -48,21 +48,32 @@ class Rules:
         self, mesh: Mesh, shape: tuple[int, ...], axes: tuple[str, ...], where: str = "array"
     ) -> NamedSharding:
         """The sharding of an array of `shape`; dimensions that mesh axes do not divide are kept whole, and logged."""
+        sharding, whole = self.fitted(mesh, shape, axes, where)
+        for size, ways, part in whole:
+            _tell(where, size, ways, part)
+        return sharding
+
+    def fitted(
+        self, mesh: Mesh, shape: tuple[int, ...], axes: tuple[str, ...], where: str = "array"
+    ) -> tuple[NamedSharding, list[tuple[int, int, MeshAxes]]]:
+        """The sharding of an array, and what is kept whole: (size, ways, mesh axes) of each such dimension."""
         parts: list[MeshAxes | None] = []
+        whole = []
         for size, part in zip(shape, self.spec(axes, where), strict=True):
-            names = (part,) if isinstance(part, str) else part
-            ways = math.prod(mesh.shape[a] for a in names or ())
+            names = (part,) if isinstance(part, str) else part or ()
+            ways = math.prod(mesh.shape[a] for a in names)
             if ways > 1 and size % ways:
-                _tell(where, size, ways, part)
+                whole.append((size, ways, names))
                 part = None
             parts.append(part)
-        return NamedSharding(mesh, PartitionSpec(*parts))
+        return NamedSharding(mesh, PartitionSpec(*parts)), whole
 
 
 @functools.lru_cache(maxsize=1024)
-def _tell(where: str, size: int, ways: int, part: MeshAxes | None) -> None:
+def _tell(where: str, size: int, ways: int, over: MeshAxes) -> None:
     """Log, once, that a dimension is kept whole."""
-    log.warning("%s: dimension of %d cannot be split %d ways over %s; kept whole", where, size, ways, part)
+    names = ", ".join(over)
+    log.warning("%s: dimension of %d cannot be split %d ways over %s; kept whole", where, size, ways, names)
 
 
 BATCH = ("replica", "fsdp")
