@@ -11,10 +11,12 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; a stream that takes no more loses it, since a warning ends no work."""
-        own = record.name.partition(".")[0] == "subjax"
-        words = f"subjax: {record.levelname.lower()}: {one_line(record.getMessage())}"
+        if record.name.partition(".")[0] == "subjax":
+            line = f"subjax: {record.levelname.lower()}: {one_line(record.getMessage())}"
+        else:
+            line = self.format(record)
         try:
-            print(words if own else self.format(record), file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
         except (OSError, ValueError):
             return
 

@@ -22,7 +22,7 @@ from subjax.models.network import Declaration, Network, network
 from subjax.overview import quantity
 from subjax.parallel.axes import Shape, shown
 from subjax.parallel.mesh import local_mesh
-from subjax.parallel.rules import SAMPLE, TRAIN, Rules
+from subjax.parallel.rules import SAMPLE, TRAIN, Rules, mesh_axes
 from subjax.run_state import cohort_of
 from subjax.schema import Optimizer, Tuning
 from subjax.stages.models import world_network
@@ -126,14 +126,10 @@ def _part(mesh: Mesh, rules: Rules, arrays: Iterable[Array]) -> Part:
     total = 0
     for name, shape, logical, dtype in arrays:
         sharding, refused = rules.fitted(mesh, shape, logical, name)
-        axes |= {axis for part in sharding.spec for axis in _names(part) if mesh.shape[axis] > 1}
+        axes |= {axis for part in sharding.spec for axis in mesh_axes(part) if mesh.shape[axis] > 1}
         whole |= {name} if refused else set()
         total += math.prod(sharding.shard_shape(shape)) * jnp.dtype(dtype).itemsize
     return Part(tuple(a for a in mesh.axis_names if a in axes), tuple(sorted(whole)), total)
-
-
-def _names(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (part,) if isinstance(part, str) else part or ()
 
 
 def sampled_parts(model: Model, mesh: Mesh) -> dict[str, Part]:

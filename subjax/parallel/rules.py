@@ -15,6 +15,11 @@ log = logging.getLogger(__name__)
 MeshAxes = tuple[str, ...]
 
 
+def mesh_axes(part: str | MeshAxes | None) -> MeshAxes:
+    """The mesh axes of one entry of a `PartitionSpec`, which JAX gives as a name, several or none."""
+    return (part,) if isinstance(part, str) else part or ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """Mesh axes of each logical axis; an empty tuple means replicated."""
@@ -60,7 +65,7 @@ class Rules:
         parts: list[MeshAxes | None] = []
         whole = []
         for size, part in zip(shape, self.spec(axes, where), strict=True):
-            names = (part,) if isinstance(part, str) else part or ()
+            names = mesh_axes(part)
             ways = math.prod(mesh.shape[a] for a in names)
             if ways > 1 and size % ways:
                 whole.append((size, ways, names))

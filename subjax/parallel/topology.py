@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from subjax.errors import SubjaxError, UsageError
+from subjax.errors import SubjaxError, UsageError, one_line
 from subjax.parallel import gpu_targets
 from subjax.parallel.axes import shown
 from subjax.parallel.chips import CHIPS, CPU, Chip
@@ -181,9 +181,7 @@ def described_devices(topology: Topology) -> tuple[Any, ...]:
                     platform="tpu", topology_name=f"{topology.chip.name}:{shape}", **extra
                 )
     except RuntimeError as error:  # JAX's own is one, and so is NotImplementedError
-        raise UsageError(
-            f"topology {topology}: it cannot be described ({' '.join(str(error).split())[:200]})"
-        ) from None
+        raise UsageError(f"topology {topology}: it cannot be described ({one_line(error)[:200]})") from None
     return tuple(found.devices)
 
 

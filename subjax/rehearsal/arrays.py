@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from subjax.parallel.rules import mesh_axes
 from subjax.train.cohort import Cohort
 from subjax.train.losses import Loss, PackedNextToken
 
@@ -70,5 +71,5 @@ def _width(dtype: Any) -> int:
 
 def ways(sharding: NamedSharding, only: str | None = None) -> int:
     """Devices over which an array is split, those along the mesh axis `only` where it is given."""
-    names = [n for part in sharding.spec if part for n in ((part,) if isinstance(part, str) else part)]
+    names = [name for part in sharding.spec for name in mesh_axes(part)]
     return math.prod(sharding.mesh.shape[n] for n in names if only in (None, n))
