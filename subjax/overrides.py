@@ -16,6 +16,8 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from subjax.errors import one_line
+
 _WORDS = {"true": True, "t": True, "1": True, "yes": True, "false": False, "f": False, "0": False, "no": False}
 _TOKEN = re.compile(r"--(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 _MAY_BE_LEFT_OUT = ("optimizer", "tuning")
@@ -72,7 +74,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def shown(value: Any) -> str:
     """`repr` of a value on one line of at most 80 characters, for messages."""
     try:
-        text = " ".join(repr(value).split())
+        text = one_line(repr(value))
     except Exception:  # a repr of the file's own that fails, or an int of thousands of digits
         text = f"an object of type {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from subjax.errors import one_line
 from subjax.schema import ARM_ORDER
 
 NONE = "–"
@@ -24,7 +25,7 @@ def escape(text: Any) -> str:
 
 def short(text: Any, length: int = 34) -> str:
     """One line of at most `length` characters, for a label inside a figure."""
-    line = " ".join(clean(text).split())
+    line = one_line(clean(text))
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
