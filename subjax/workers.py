@@ -227,10 +227,23 @@ def serve(pipe: Connection, orders: Orders) -> None:
 # ---------------------------------------------------------------------------------------------- in the parent's process
 
 
+def start_tracker() -> None:
+    """Start Python's tracker of shared resources, silent: what a killed worker leaves it removes.
+
+    It would say so (of a library's semaphores) behind a run's last line. It takes the warning options of its start.
+    """
+    quiet = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions.append(quiet)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(quiet)
+
+
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
     """Hold SIGINT and SIGTERM back while a process is started: it begins with them blocked until it can take them."""
-    resource_tracker.ensure_running()  # starting it unblocks both, so before
+    start_tracker()  # starting it unblocks both, so before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
