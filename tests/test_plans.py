@@ -73,7 +73,7 @@ def test_gemma_27b_full_on_sixteen_v6e_and_what_would_fit(capsys):
     assert "weights 6.29 GiB, optimizer 12.6 GiB" in out
     assert "beside 3.14 GiB" in out
     assert "GiB a device and there are 31.2 GiB (the compiler's word)" in student
-    assert "what would fit: --topology=v6e:8x4 --mesh=fsdp:32, " in student
+    assert "what would fit: --topology=v6e:4x8 --mesh=fsdp:32, " in student
     assert all(line.endswith("a device (compiles)") for line in (sampler, student))
     assert out.splitlines()[-1] == "sweep: no device-hours, because something does not fit"
 
